@@ -1,0 +1,44 @@
+"""The only door between records and bytes: MessagePack by msgspec.
+
+Rules: positional arrays whose first element is a version; file names are bytes; integers, bytes, text,
+booleans, nil and arrays only.  What is decoded must encode to the same bytes, so that no two byte strings
+mean the same record.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from contbak.core.errors import FormatError
+
+Record = msgspec.Struct
+"""Base of the records: subclass with `frozen=True, array_like=True, forbid_unknown_fields=True`."""
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(record: object) -> bytes:
+    """The one byte string of `record`."""
+    return _encoder.encode(record)
+
+
+def decode(raw: bytes | memoryview, kind: type[T], what: str) -> T:
+    """The `kind` that `raw` encodes.
+
+    Raises FormatError, naming `what`, if the bytes are no such record or not its canonical encoding.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        record = decoder.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"{what} cannot be decoded: {error}") from None
+    if _encoder.encode(record) != raw:
+        raise FormatError(f"{what} is not in its canonical encoding")
+    return record  # type: ignore[no-any-return]
