@@ -10,10 +10,163 @@ It does not read packs, open connections or wait: the shells in upload/uplink an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TypeAlias
 
-from contbak.core.errors import PeerError
+from contbak.core.commit import Signed
+from contbak.core.errors import ContbakError, PeerError
+from contbak.core.messages import PUT_MAX, Head, PlanState
+from contbak.core.names import ChunkId, CommitId, PackId
 from contbak.core.pack import Plan
+
+WINDOW_MAX = 16
+"""Requests under way at the same time, at most."""
+PATIENCE_S = 300.0
+"""Seconds after which a request without an answer counts as lost.  Shells give up long before and say `failed`."""
+STRIKES_MAX = 8
+"""Refusals of bytes of one pack in a row ("not what their hash says") until the pack is given up."""
+
+
+# -- what the shell carries ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """Put the pack's plan.  Answers: PlanState, Refusal."""
+
+    root: PackId
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsRequest:
+    """Put `count` consecutive segments from number `first`, at most 1 MiB.  Answers: Accepted, Refusal."""
+
+    root: PackId
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealRequest:
+    """Make the pack durable.  Answers: Accepted, Refusal."""
+
+    root: PackId
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """Send the commit record.  Answers: Receipted, Refusal."""
+
+    id: CommitId
+
+
+Request: TypeAlias = PlanRequest | SegmentsRequest | SealRequest | CommitRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Done; for a seal: and durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipted:
+    """The commit is durable; `raw`: the signed receipt, checked by the shell."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A problem that will not pass by itself; `kind` is the protocol's word for it.
+
+    have     "incomplete": bitmap of the segments that are there
+    missing  "missing": the first ids of chunks that the commit lacks
+    head     "head": the relay's newest commit of this device, nil if there is none
+    """
+
+    kind: str
+    detail: str = ""
+    have: bytes = b""
+    missing: tuple[ChunkId, ...] = ()
+    head: Head | None = None
+
+
+Answer: TypeAlias = PlanState | Accepted | Receipted | Refusal
+
+
+# -- what the machine reports -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The pack is durable at the relay."""
+
+    root: PackId
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit is durable at the relay; `receipt` proves it."""
+
+    id: CommitId
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The relay lacks chunks that the commit needs.  The commit is dropped; a new one comes after they are there."""
+
+    id: CommitId
+    ids: tuple[ChunkId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherHead:
+    """The relay's newest commit of this device is not the one that the commit continues.  The commit is dropped."""
+
+    id: CommitId
+    head: Head | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The relay will never take this pack or commit; it is dropped."""
+
+    request: Request
+    kind: str
+    reason: str
+
+
+Event: TypeAlias = Sealed | Committed | Missing | OtherHead | Rejected
+
+
+class MissingChunks(PeerError):
+    """The relay lacks chunks that a commit refers to.  Attribute `ids`: up to 4,096 of them."""
+
+    def __init__(self, ids: Collection[ChunkId]) -> None:
+        super().__init__(f"the relay lacks {len(ids)} or more chunks; their files are read again")
+        self.ids = tuple(ids)
+
+
+class HeadMismatch(PeerError):
+    """The relay's newest commit of this device is another one.  Attribute `head`: that one, or None."""
+
+    def __init__(self, head: Head | None) -> None:
+        super().__init__("the relay's newest snapshot of this device is not the one known here")
+        self.head = head
+
+
+class RejectedByPeer(PeerError):
+    """The relay does not take a pack or a commit.  Attribute `kind`: the protocol's word for the reason."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(f"the relay refused: {reason or kind}")
+        self.kind = kind
+
+
+# -- bitmaps ------------------------------------------------------------------------------------------------------
 
 
 def bitmap(indexes: Iterable[int], count: int) -> bytes:
@@ -83,3 +236,324 @@ class Receiver:
     def complete(self) -> bool:
         """Whether every segment is held."""
         return len(self._held) == len(self.plan.hashes)
+
+
+# -- the agent's side ---------------------------------------------------------------------------------------------
+
+
+class PackState(Enum):
+    """Where a pack is on its way."""
+
+    PLANNING = auto()
+    SENDING = auto()
+    SEALING = auto()
+    SEALED = auto()
+
+
+class CommitState(Enum):
+    """WAITING for its packs, SENT, DONE."""
+
+    WAITING = auto()
+    SENT = auto()
+    DONE = auto()
+
+
+class Word(Enum):
+    """What an answer says."""
+
+    SEALED = auto()
+    HELD = auto()
+    STORED = auto()
+    NO_PLAN = auto()
+    INCOMPLETE = auto()
+    MISMATCH = auto()
+    REFUSED = auto()
+    RECEIPT = auto()
+    MISSING = auto()
+    OTHER_HEAD = auto()
+
+
+class Act(Enum):
+    """What follows from it.  IGNORE is for late twins of answers that came before."""
+
+    IGNORE = auto()
+    FINISH = auto()
+    LEARN = auto()
+    CORRECT = auto()
+    START_OVER = auto()
+    STRIKE = auto()
+    REJECT = auto()
+    REPORT = auto()
+
+
+_P, _C, _W, _A = PackState, CommitState, Word, Act
+PACK_MOVES: dict[tuple[PackState, Word], Act] = {
+    (_P.PLANNING, _W.SEALED): _A.FINISH,  # it was there already, or the answer to the seal was lost
+    (_P.PLANNING, _W.HELD): _A.LEARN,
+    (_P.PLANNING, _W.STORED): _A.LEARN,  # sent before the plan was asked for again
+    (_P.PLANNING, _W.NO_PLAN): _A.IGNORE,  # the plan is under way
+    (_P.PLANNING, _W.INCOMPLETE): _A.IGNORE,
+    (_P.PLANNING, _W.MISMATCH): _A.STRIKE,
+    (_P.PLANNING, _W.REFUSED): _A.REJECT,
+    (_P.SENDING, _W.SEALED): _A.FINISH,
+    (_P.SENDING, _W.HELD): _A.LEARN,
+    (_P.SENDING, _W.STORED): _A.LEARN,
+    (_P.SENDING, _W.NO_PLAN): _A.START_OVER,  # the relay started anew
+    (_P.SENDING, _W.INCOMPLETE): _A.CORRECT,
+    (_P.SENDING, _W.MISMATCH): _A.STRIKE,
+    (_P.SENDING, _W.REFUSED): _A.REJECT,
+    (_P.SEALING, _W.SEALED): _A.FINISH,
+    (_P.SEALING, _W.HELD): _A.IGNORE,
+    (_P.SEALING, _W.STORED): _A.IGNORE,
+    (_P.SEALING, _W.NO_PLAN): _A.START_OVER,
+    (_P.SEALING, _W.INCOMPLETE): _A.CORRECT,  # a power cut took segments that it had
+    (_P.SEALING, _W.MISMATCH): _A.STRIKE,
+    (_P.SEALING, _W.REFUSED): _A.REJECT,
+    **{(_P.SEALED, word): _A.IGNORE for word in tuple(Word)[:7]},
+}
+COMMIT_MOVES: dict[tuple[CommitState, Word], Act] = {
+    **{(_C.WAITING, word): _A.IGNORE for word in (_W.MISSING, _W.OTHER_HEAD, _W.REFUSED)},
+    (_C.WAITING, _W.RECEIPT): _A.FINISH,  # the request was thought lost
+    (_C.SENT, _W.RECEIPT): _A.FINISH,
+    (_C.SENT, _W.MISSING): _A.REPORT,
+    (_C.SENT, _W.OTHER_HEAD): _A.REPORT,
+    (_C.SENT, _W.REFUSED): _A.REPORT,
+    **{(_C.DONE, word): _A.IGNORE for word in (_W.RECEIPT, _W.MISSING, _W.OTHER_HEAD, _W.REFUSED)},
+}
+_PACK_REFUSALS = {"no-plan": _W.NO_PLAN, "incomplete": _W.INCOMPLETE, "mismatch": _W.MISMATCH}
+_COMMIT_REFUSALS = {"missing": _W.MISSING, "head": _W.OTHER_HEAD}
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A pack on its way: its plan, which segments the relay has as far as we know, refusals in a row."""
+
+    plan: Plan
+    state: PackState = PackState.PLANNING
+    have: set[int] = field(default_factory=set)
+    strikes: int = 0
+
+    def settle(self) -> None:
+        """SENDING or SEALING, as `have` says."""
+        self.state = PackState.SEALING if len(self.have) == len(self.plan.hashes) else PackState.SENDING
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The commit and the packs it still waits for."""
+
+    signed: Signed
+    needs: set[PackId]
+    state: CommitState = CommitState.WAITING
+
+
+class Sender:
+    """The agent's side: a queue of packs, oldest first, and at most one commit.
+
+    Shell: carry what `to_send` gives, in any order and in parallel; say `receive` or `failed` once for each, then look
+    at `events` and `to_send` again.  `parallel`: requests under way at first; their number halves with each failure
+    and grows by one with each answer, 1 to 16.
+    """
+
+    def __init__(self, parallel: int = 4, patience_s: float = PATIENCE_S) -> None:
+        self.window = max(1, min(parallel, WINDOW_MAX))
+        self._patience_s = patience_s
+        self._packs: dict[PackId, _Outgoing] = {}
+        self._sealed: set[PackId] = set()
+        self._commit: _Pending | None = None
+        self._flying: dict[Request, float] = {}
+        self._events: list[Event] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._packs and self._commit is None
+
+    def offer(self, plan: Plan) -> None:
+        """Queues a pack.  Again: nothing, or Sealed once more if it is known to be durable."""
+        if plan.root in self._sealed:
+            self._events.append(Sealed(plan.root))
+        elif plan.root not in self._packs:
+            self._packs[plan.root] = _Outgoing(plan)
+
+    def commit(self, signed: Signed, needs: Collection[PackId]) -> None:
+        """Queues a commit, to be sent when all of `needs` are sealed.
+
+        A pack that was never offered counts as sealed before: the relay checks and has the last word.  Raises
+        ContbakError if another commit is pending.
+        """
+        if self._commit is not None and self._commit.signed.id != signed.id:
+            raise ContbakError("another commit is pending")
+        self._commit = _Pending(signed, {root for root in needs if root in self._packs})
+
+    def drop(self, root: PackId, reason: str) -> None:
+        """Gives up a pack whose bytes this side has lost; ends in Rejected, also for a commit that needs it."""
+        if root in self._packs:
+            self._reject(PlanRequest(root), "lost", reason)
+
+    def forget(self, roots: Collection[PackId]) -> None:
+        """Frees what is remembered of sealed packs."""
+        self._sealed.difference_update(roots)
+
+    def to_send(self, now: float) -> list[Request]:
+        """Requests to carry now; none if nothing is to do or enough is under way."""
+        out: list[Request] = []
+        while len(self._flying) < self.window:
+            request = self._next()
+            if request is None:
+                break
+            self._flying[request] = now + self._patience_s
+            out.append(request)
+        return out
+
+    def receive(self, request: Request, answer: Answer, now: float) -> None:
+        """The relay answered.  Raises PeerError for an answer that does not fit; then say `failed` too."""
+        word = _word_of(request, answer)
+        if isinstance(request, CommitRequest):
+            self._on_commit(request, word, answer)
+        elif request.root in self._packs:
+            self._on_pack(request, self._packs[request.root], word, answer)
+        if self._flying.pop(request, None) is not None:
+            self.window = min(self.window + 1, WINDOW_MAX)
+
+    def failed(self, request: Request, now: float) -> None:
+        """No answer, or one that says "later".  The pack goes on from what the relay then says it has."""
+        if self._flying.pop(request, None) is None:
+            return
+        self.window = max(self.window // 2, 1)
+        if isinstance(request, CommitRequest):
+            if self._commit is not None and self._commit.signed.id == request.id:
+                self._commit.state = CommitState.WAITING
+        elif request.root in self._packs:
+            self._start_over(self._packs[request.root])
+
+    def events(self) -> list[Event]:
+        """What happened since the last call."""
+        out, self._events = self._events, []
+        return out
+
+    def get_timer(self) -> float | None:
+        """When to call `handle_timer`; None while nothing is under way."""
+        return min(self._flying.values(), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Requests that are overdue at `now` count as lost."""
+        for request in [request for request, due in self._flying.items() if due <= now]:
+            self.failed(request, now)
+
+    def _next(self) -> Request | None:
+        for root, out in self._packs.items():
+            request = self._next_of(root, out)
+            if request is not None and request not in self._flying:
+                return request
+        pending = self._commit
+        if pending is None or pending.needs or pending.state is not CommitState.WAITING:
+            return None
+        pending.state = CommitState.SENT
+        return CommitRequest(pending.signed.id)
+
+    def _next_of(self, root: PackId, out: _Outgoing) -> Request | None:
+        if out.state is PackState.PLANNING:
+            return PlanRequest(root)
+        if out.state is PackState.SEALING:
+            return SealRequest(root)
+        return self._next_segments(root, out)
+
+    def _next_segments(self, root: PackId, out: _Outgoing) -> SegmentsRequest | None:
+        """The first consecutive segments that are neither there nor under way, up to PUT_MAX bytes."""
+        taken = set(out.have)
+        for request in self._flying:
+            if isinstance(request, SegmentsRequest) and request.root == root:
+                taken.update(range(request.first, request.first + request.count))
+        total = len(out.plan.hashes)
+        first = next((index for index in range(total) if index not in taken), None)
+        if first is None:
+            return None
+        most = max(1, PUT_MAX // out.plan.segment_size)
+        end = first + 1
+        while end < total and end - first < most and end not in taken:
+            end += 1
+        return SegmentsRequest(root, first, end - first)
+
+    def _on_pack(self, request: Request, out: _Outgoing, word: Word, answer: Answer) -> None:
+        act = PACK_MOVES[out.state, word]
+        if act is Act.FINISH:
+            self._finish(out)
+        elif act is Act.LEARN:
+            self._learn(request, out, answer)
+        elif act is Act.CORRECT and isinstance(answer, Refusal):
+            out.have = from_bitmap(answer.have, len(out.plan.hashes))
+            out.settle()
+        elif act is Act.START_OVER:
+            self._start_over(out)
+        elif act is Act.STRIKE or act is Act.REJECT:
+            out.strikes += 1
+            if isinstance(answer, Refusal) and (act is Act.REJECT or out.strikes >= STRIKES_MAX):
+                self._reject(request, answer.kind, answer.detail)
+
+    def _learn(self, request: Request, out: _Outgoing, answer: Answer) -> None:
+        if isinstance(answer, PlanState):
+            out.have |= from_bitmap(answer.have, len(out.plan.hashes))
+            out.settle()
+            return
+        if isinstance(request, SegmentsRequest):
+            out.strikes = 0
+            out.have.update(range(request.first, request.first + request.count))
+        if out.state is PackState.SENDING:
+            out.settle()
+
+    def _start_over(self, out: _Outgoing) -> None:
+        out.state = PackState.PLANNING
+        out.have.clear()
+
+    def _finish(self, out: _Outgoing) -> None:
+        root = out.plan.root
+        out.state = PackState.SEALED
+        del self._packs[root]
+        self._sealed.add(root)
+        if self._commit is not None:
+            self._commit.needs.discard(root)
+        self._events.append(Sealed(root))
+
+    def _reject(self, request: Request, kind: str, reason: str) -> None:
+        self._events.append(Rejected(request, kind, reason))
+        if isinstance(request, CommitRequest):
+            self._commit = None
+            return
+        del self._packs[request.root]
+        pending = self._commit
+        if pending is not None and request.root in pending.needs:
+            self._reject(CommitRequest(pending.signed.id), kind, reason)
+
+    def _on_commit(self, request: CommitRequest, word: Word, answer: Answer) -> None:
+        pending = self._commit
+        if pending is None or pending.signed.id != request.id:
+            return
+        act = COMMIT_MOVES[pending.state, word]
+        if act is Act.FINISH and isinstance(answer, Receipted):
+            pending.state = CommitState.DONE
+            self._commit = None
+            self._events.append(Committed(request.id, answer.raw))
+        elif act is Act.REPORT and isinstance(answer, Refusal):
+            if word is Word.REFUSED:
+                self._reject(request, answer.kind, answer.detail)
+                return
+            self._commit = None
+            missing = Missing(request.id, answer.missing)
+            self._events.append(missing if word is Word.MISSING else OtherHead(request.id, answer.head))
+
+
+def _word_of(request: Request, answer: Answer) -> Word:
+    """What `answer` says.  Raises PeerError if nobody may answer `request` so."""
+    if isinstance(answer, Refusal):
+        known = _COMMIT_REFUSALS if isinstance(request, CommitRequest) else _PACK_REFUSALS
+        return known.get(answer.kind, Word.REFUSED)
+    if isinstance(request, PlanRequest) and isinstance(answer, PlanState):
+        return Word.SEALED if answer.sealed else Word.HELD
+    if isinstance(request, SegmentsRequest) and isinstance(answer, Accepted):
+        return Word.STORED
+    if isinstance(request, SealRequest) and isinstance(answer, Accepted):
+        return Word.SEALED
+    if isinstance(request, CommitRequest) and isinstance(answer, Receipted):
+        return Word.RECEIPT
+    raise PeerError(f"{type(answer).__name__} is no answer to {type(request).__name__}")
