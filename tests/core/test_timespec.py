@@ -124,8 +124,8 @@ def test_so_long_ago(text, expected):
 MEANINGLESS = """
     latest~ | latest~-1 | newest | 1f | 1f3 | g123 | 2026-02-30 | 2026-13-01 | 2026-7-3 | 2026-07-30T | 2026-07-30 25:00
     2026-07-30 18 | 18:60 | 13pm | 0am | 2026-07-30 18:00+25:00 | 2026-07-30 18:00+02:60 | 2026-07-30+02:00 | 3 | 3 x
-    ago | d | 99999 years ago | 999999999 weeks ago | yesterday yesterday | last | monday tuesday | tomorrow | a | -3d
-    in 2 hours | @ | @99999999999999 | 9999-12-31 | 18:00Z
+    ago | d | 99999 years ago | 999999999 hours ago | 999999999 weeks ago | yesterday yesterday | last | monday tuesday | tomorrow
+    a | -3d | in 2 hours | @ | @99999999999999 | 9999-12-31 | 18:00Z
 """
 
 
@@ -188,6 +188,15 @@ def test_elapsed_hours_ignore_the_change_of_the_clock():
     now = ns(2026, 3, 29, 3, 30)
     assert moment("1 hour ago", now) == ns(2026, 3, 29, 1, 30)
     assert moment("1 day ago", now) == ns(2026, 3, 28, 3, 30)
+
+
+def test_a_day_ago_where_that_hour_comes_twice_or_is_skipped():
+    assert moment("1 day ago", ns(2026, 10, 26, 2, 30)) == ns(2026, 10, 25, 2, 30, fold=1)
+    assert moment("1 day ago", ns(2026, 3, 30, 2, 30)) == ns(2026, 3, 29, 3, 30)
+
+
+def test_today_is_where_the_user_is():
+    assert moment("yesterday", ns(2026, 7, 31, 0, 30)) == ns(2026, 7, 31) - 1
 
 
 def test_a_midnight_that_is_skipped_or_comes_twice():
