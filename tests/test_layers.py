@@ -37,7 +37,7 @@ DOORS = {
     "lmdb": ["contbak.store.kv"],
     "msgspec": ["contbak.core.codec", "contbak.app.config", "relay.config"],
     "nacl": ["contbak.core.crypto"],
-    "platformdirs": ["contbak.app.config", "relay.config"],
+    "platformdirs": ["contbak.app.config", "contbak.app.home", "relay.config", "relay.home"],
     "rich": CLI,
     "segno": ["contbak.app.sheet"],
     "tenacity": ["contbak.upload.uplink", "relay.forward"],

@@ -124,8 +124,8 @@ def test_so_long_ago(text, expected):
 MEANINGLESS = """
     latest~ | latest~-1 | newest | 1f | 1f3 | g123 | 2026-02-30 | 2026-13-01 | 2026-7-3 | 2026-07-30T | 2026-07-30 25:00
     2026-07-30 18 | 18:60 | 13pm | 0am | 2026-07-30 18:00+25:00 | 2026-07-30 18:00+02:60 | 2026-07-30+02:00 | 3 | 3 x
-    ago | d | 99999 years ago | 999999999 hours ago | 999999999 weeks ago | yesterday yesterday | last | monday tuesday | tomorrow
-    a | -3d | in 2 hours | @ | @99999999999999 | 9999-12-31 | 18:00Z
+    ago | d | 99999 years ago | 999999999 hours ago | 999999999 weeks ago | yesterday yesterday | last | tomorrow
+    a | -3d | monday tuesday | in 2 hours | @ | @99999999999999 | 9999-12-31 | 18:00Z
 """
 
 
