@@ -26,6 +26,8 @@ Random = Callable[[int], bytes]
 """Random(n) -> n fresh unpredictable bytes."""
 
 WRITER_LEN = 8
+CHUNKS_MAX = 16_384
+"""Chunks in one pack: bounds what is kept in memory until it is finished."""
 _SECRET_LEN = 32
 _SERIAL_LEN = 16
 _SALT_LEN = 32
@@ -69,6 +71,10 @@ class _OpenPack:
         self.file = file
         self.ids: list[ChunkId] = []
 
+    @property
+    def full(self) -> bool:
+        return self.builder.body_len >= pack.TARGET or len(self.ids) >= CHUNKS_MAX
+
     def add(self, raw: bytes) -> None:
         header = frame.parse_header(raw)
         self.file.append(self.builder.add(header, raw))
@@ -111,7 +117,7 @@ class Bundler:
         self._size += size
         if len(self._bundle) == frame.CHUNKS_MAX or self._size >= frame.BODY_TARGET:
             self._close_bundle()
-        return self._close_pack() if self._open and self._open.builder.body_len >= pack.TARGET else []
+        return self._close_pack() if self._open and self._open.full else []
 
     def add_commit(self, record: bytes) -> list[Packed]:
         """Puts a copy of the commit `record` into the pack, so that packs alone bring back the history."""
