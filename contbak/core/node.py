@@ -223,7 +223,7 @@ def pointers(item: Row | Child) -> int:
 def check_entry(key: Key, entry: Entry | None) -> None:
     """Raises FormatError if no tree may hold `entry` under `key`.
 
-    An empty name stands for the directory itself and is allowed only at the top of the source.
+    The empty name is the top of the source itself: the key (TOP_DIR, b"") of an entry whose `dir` is TOP_DIR.
     """
     dir_id, name = key
     if len(dir_id) != DIR_ID_LEN:
@@ -238,6 +238,8 @@ def check_entry(key: Key, entry: Entry | None) -> None:
         raise FormatError(f"tree: {name!r} is of an unknown kind")
     if len(entry.dir) != (DIR_ID_LEN if entry.kind == DIRECTORY else 0):
         raise FormatError(f"tree: {name!r} has a directory id of {len(entry.dir)} bytes")
+    if not name and entry.dir != TOP_DIR:
+        raise FormatError("tree: the entry of the top is not its own")
     if len(entry.link) not in (0, 8):
         raise FormatError(f"tree: {name!r} has a link id of {len(entry.link)} bytes")
     if entry.content is not None and not _sound(entry.content):

@@ -143,6 +143,8 @@ BAD = {
     "name twice": Bad((1, 0, [(TOP, [SMALL, SMALL])])),
     "short directory id": Bad((1, 0, [(b"1234567", [SMALL])])),
     "empty name": Bad((1, 0, [(b"\x01" * 8, [(b"", None)])])),
+    "top that is a file": Bad((1, 0, [(TOP, [(b"", (*HEAD, None, 0))])])),
+    "top that is another": Bad((1, 0, [(TOP, [(b"", ("d", *HEAD[1:9], b"12345678", *HEAD[10:], None, 0))])])),
     "slash": Bad((1, 0, [(TOP, [(b"../x", None)])])),
     "nul": Bad((1, 0, [(TOP, [(b"a\0", None)])])),
     "parent": Bad((1, 0, [(TOP, [(b"..", None)])])),
@@ -187,6 +189,7 @@ def test_the_bad_ones_are_bad_for_their_one_reason() -> None:
     decode_node(Node((), encode((1, 0, [(TOP, [(b"n", (*HEAD, None, 0))])]))))
     decode_node(Node((A, B), encode((1, 1, [(TOP, b"a", 0, 1), (TOP, b"b", 1, 1)]))))
     decode_node(Node((), encode((1, 0, [(TOP, [(b"", None)])]))))
+    decode_node(Node((), encode((1, 0, [(TOP, [(b"", ("d", *HEAD[1:9], TOP, *HEAD[10:], None, 0))])]))))
 
 
 def test_other_encodings_of_the_same_are_refused() -> None:
