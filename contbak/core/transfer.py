@@ -34,7 +34,7 @@ from contbak.core.exchange import (
     SegmentsRequest,
 )
 from contbak.core.messages import PUT_MAX, Head, PlanState
-from contbak.core.names import ChunkId, PackId
+from contbak.core.names import ChunkId, CommitId, PackId
 from contbak.core.pack import Plan
 
 WINDOW_MAX = 16
@@ -288,6 +288,11 @@ class Sender:
         if self._commit is not None and self._commit.signed.id != signed.id:
             raise ContbakError("another commit is pending")
         self._commit = _Pending(signed, {root for root in needs if root in self._packs})
+
+    def withdraw(self, id: CommitId) -> None:
+        """Nobody waits for the commit any more.  The relay may have taken it all the same."""
+        if self._commit is not None and self._commit.signed.id == id:
+            self._commit = None
 
     def drop(self, root: PackId, reason: str) -> None:
         """Gives up a pack whose bytes this side has lost; ends in Rejected, also for a commit that needs it."""
