@@ -138,7 +138,7 @@ class VaultInfo(Record, frozen=True, array_like=True, forbid_unknown_fields=True
     vault: bytes
     name: str
     packs: int
-    bytes: int
+    size: int
     devices: tuple[DeviceInfo, ...]
     heads: tuple[Head, ...]
 

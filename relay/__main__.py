@@ -1,0 +1,6 @@
+"""`python -m relay` is `contbak-relay`."""
+
+from relay.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Packs that are arriving: one file for each in a store's `incoming`, filled segment by segment.
+
+Rules: a segment is written only after it was verified; nothing here is durable, so after a restart the bytes that
+are there are verified again.  The plan stands at the end of the file from the beginning, where the sealed pack has
+it.  A file that nobody added to for a week is removed: its sender still has it all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from contbak.core.errors import FormatError, NotFound, PeerError, StoreFull
+from contbak.core.names import PackId, VaultId
+from contbak.core.pack import Plan
+from contbak.core.transfer import Receiver
+from contbak.store.posix import PosixStore, sync_file, translated
+from relay.packfile import PackFile
+from relay.problem import Problem
+from relay.stores import Stores
+
+_OPEN_MAX = 64
+_KEEP_S = 7 * 86_400
+
+
+class Arrival:
+    """One pack on its way; may be used from any thread."""
+
+    def __init__(self, store: PosixStore, path: Path, plan: Plan, held: Iterator[int]) -> None:
+        self.store = store
+        self.path = path
+        self.plan = plan
+        self.sealing = Lock()
+        self._lock = Lock()
+        self._receiver = Receiver(plan, held)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise translated(error, "an arriving pack") from error
+
+    def take(self, first: int, data: bytes) -> None:
+        """Verifies whole consecutive segments and writes those that are new.  Raises Problem, StoreError."""
+        try:
+            found = self._receiver.take(first, data)
+        except PeerError as error:
+            raise Problem(422, "mismatch", str(error)) from None
+        with self._lock:
+            if self._fd < 0:  # sealed meanwhile, so it has them all
+                return
+            for index, piece in found:
+                try:
+                    _write_at(self._fd, piece, self.plan.span(index)[0])
+                except OSError as error:
+                    raise translated(error, "an arriving pack") from error
+                self._receiver.written(index)
+
+    def have(self) -> bytes:
+        return self._receiver.bitmap()
+
+    @property
+    def complete(self) -> bool:
+        return self._receiver.complete
+
+    def sync(self) -> None:
+        """Makes the bytes durable."""
+        sync_file(self._fd)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+
+
+class Arrivals:
+    """The packs of one vault that are arriving."""
+
+    def __init__(self, stores: Stores, vault: VaultId) -> None:
+        self._stores = stores
+        self._vault = vault
+        self._lock = Lock()
+        self._known: OrderedDict[PackId, Arrival] = OrderedDict()
+
+    def start(self, plan: Plan) -> Arrival:
+        """The arrival of the pack, begun or resumed.  Raises StoreFull, StoreError."""
+        with self._lock:
+            return self._find(plan.root) or self._keep(self._create(plan))
+
+    def get(self, root: PackId) -> Arrival | None:
+        """The arrival of the pack, None if it has no plan."""
+        with self._lock:
+            return self._find(root)
+
+    def drop(self, arrival: Arrival) -> None:
+        """Ends an arrival and removes what is left of its file."""
+        with self._lock:
+            self._known.pop(arrival.plan.root, None)
+            arrival.close()
+            with suppress(FileNotFoundError):
+                arrival.path.unlink()
+
+    def close(self) -> None:
+        with self._lock:
+            for arrival in self._known.values():
+                arrival.close()
+            self._known.clear()
+
+    def _find(self, root: PackId) -> Arrival | None:
+        known = self._known.get(root)
+        if known is not None:
+            self._known.move_to_end(root)
+            return known
+        for store in self._stores.all():
+            path = store.path_of(self._name(root))
+            if path.is_file():
+                resumed = _resume(store, path, root)
+                if resumed is not None:
+                    return self._keep(resumed)
+        return None
+
+    def _keep(self, arrival: Arrival) -> Arrival:
+        self._known[arrival.plan.root] = arrival
+        for root, other in list(self._known.items()):
+            if len(self._known) <= _OPEN_MAX:
+                break
+            if other is not arrival and not other.sealing.locked():
+                other.close()
+                del self._known[root]
+        return arrival
+
+    def _create(self, plan: Plan) -> Arrival:
+        for store in self._stores.roomy(plan.file_len):
+            path = store.path_of(self._name(plan.root))
+            try:
+                path.parent.mkdir(0o700, exist_ok=True)
+                _allocate(path, plan)
+            except OSError as error:
+                with suppress(OSError):
+                    path.unlink()
+                reason = translated(error, "a pack that wants to arrive")
+                if isinstance(reason, StoreFull):
+                    continue
+                raise reason from error
+            return Arrival(store, path, plan, iter(()))
+        raise StoreFull("no store of this relay has room")
+
+    def _name(self, root: PackId) -> str:
+        return f"incoming/{self._vault.hex()}-{root.hex()}.part"
+
+
+def sweep(stores: Stores, now: float) -> int:
+    """Removes the files of packs that stopped arriving long ago; returns how many.  now: Unix seconds."""
+    gone = 0
+    for store in stores.all():
+        for name, _ in store.list("incoming/"):
+            path = store.path_of(name)
+            with suppress(OSError):
+                if path.stat().st_mtime < now - _KEEP_S:
+                    path.unlink()
+                    gone += 1
+    return gone
+
+
+def _resume(store: PosixStore, path: Path, root: PackId) -> Arrival | None:
+    try:
+        with PackFile(path) as file:
+            plan = file.plan()
+            if plan.root != root:
+                raise FormatError("the plan is of another pack")
+            damaged = set(file.check_segments(plan))
+    except (FormatError, NotFound):
+        with suppress(OSError):  # never promised to anyone
+            path.unlink()
+        return None
+    return Arrival(store, path, plan, (i for i in range(len(plan.hashes)) if i not in damaged))
+
+
+def _allocate(path: Path, plan: Plan) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, plan.file_len)
+        _write_at(fd, memoryview(plan.raw), plan.body_len)
+    finally:
+        os.close(fd)
+
+
+def _write_at(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done

@@ -1,0 +1,300 @@
+"""The relay's endpoints: HTTP in, verbs of `service` and `intake` out (docs/protocol.md).  The door to aiohttp.
+
+Rules: every body has a limit and may not trickle; every answer that refuses is problem+json; a trace is logged and
+never sent; work that blocks runs in threads, commits and seals in threads of their own so that segments never wait
+for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from aiohttp import ClientError, hdrs, web
+
+from contbak.core import codec, commit, messages, pack
+from contbak.core.errors import ContbakError, FormatError
+from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN
+from contbak.core.names import ID_LEN, CommitId, PackId, from_hex
+from contbak.store.kv import KvDamaged
+from relay import problem
+from relay.problem import Problem, malformed
+from relay.service import Service
+from relay.session import Who
+
+JOIN_MAX = 16 << 10
+LOGIN_MAX = 1 << 10
+IDS_MAX = HAVE_MAX * ID_LEN
+SILENCE_S = 30.0
+"""A body of which nothing comes for so long is given up."""
+SLOWEST = 4 << 10
+"""Bytes per second that a body must come at, on the whole."""
+_MSGPACK = "application/msgpack"
+_BYTES = "application/octet-stream"
+_THREADS = 6
+_BACKLOG = 256
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Web:
+    """The endpoints of one relay."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._quick = ThreadPoolExecutor(_THREADS, "quick")
+        self._heavy = ThreadPoolExecutor(_THREADS, "heavy")
+
+    def app(self) -> web.Application:
+        """The application to serve."""
+        app = web.Application(middlewares=[_answer_errors], client_max_size=IDS_MAX)
+        app.router.add_routes(
+            [
+                web.post("/v1/join", self._join),
+                web.post("/v1/challenge", self._challenge),
+                web.post("/v1/session", self._session),
+                web.post("/v1/have", self._have),
+                web.put("/v1/packs/{root}/plan", self._plan),
+                web.get("/v1/packs/{root}/plan", self._state, allow_head=False),
+                web.put("/v1/packs/{root}/segments/{first}", self._segments),
+                web.post("/v1/packs/{root}/seal", self._seal),
+                web.post("/v1/commits", self._commit),
+                web.get("/v1/receipts/{commit}", self._receipt),
+                web.get("/v1/vault", self._vault),
+                web.get("/v1/commits", self._listed),
+                web.post("/v1/locate", self._locate),
+                web.get("/v1/packs", self._packs),
+                web.get("/v1/packs/{root}", self._pack),
+            ]
+        )
+        return app
+
+    def close(self) -> None:
+        """Waits for the work that is under way."""
+        self._quick.shutdown()
+        self._heavy.shutdown()
+
+    # -- admission
+
+    async def _join(self, request: web.Request) -> web.Response:
+        join = _decoded(await _body(request, JOIN_MAX), messages.Join, "a join")
+        return _packed(await self._run(self._heavy, self._service.join, join))
+
+    async def _challenge(self, request: web.Request) -> web.Response:
+        device = await _body(request, ID_LEN)
+        if len(device) != ID_LEN:
+            raise malformed("a device key has 32 bytes")
+        return _packed(self._service.challenge(device))
+
+    async def _session(self, request: web.Request) -> web.Response:
+        login = _decoded(await _body(request, LOGIN_MAX), messages.Login, "a login")
+        return _packed(await self._run(self._quick, self._service.login, login))
+
+    # -- writing
+
+    async def _have(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        ids = _ids(await _body(request, IDS_MAX))
+        found = await self._for(who, self._quick, lambda: self._service.intake(who.vault).have(ids))
+        return web.Response(body=messages.bitmap(found), content_type=_BYTES)
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        who, root = await self._who(request), _root(request)
+        raw = await _body(request, pack.PLAN_MAX)
+        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).plan(root, raw)))
+
+    async def _state(self, request: web.Request) -> web.Response:
+        who, root = await self._who(request), _root(request)
+        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).state(root)))
+
+    async def _segments(self, request: web.Request) -> web.Response:
+        who, root = await self._who(request), _root(request)
+        first = _number(request.match_info["first"], "the number of a segment")
+        data = await _body(request, PUT_MAX)
+        await self._for(who, self._quick, lambda: self._service.intake(who.vault).segments(root, first, data))
+        return web.Response(status=204)
+
+    async def _seal(self, request: web.Request) -> web.Response:
+        who, root = await self._who(request), _root(request)
+        await _body(request, 0)
+        await self._for(who, self._heavy, lambda: self._service.intake(who.vault).seal(root, who.device))
+        return web.Response(status=204)
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        raw = await _body(request, commit.RECORD_MAX)
+        receipt = await self._for(
+            who, self._heavy, lambda: self._service.intake(who.vault).commit(raw, who.device)
+        )
+        return web.Response(body=receipt, content_type=_MSGPACK)
+
+    async def _receipt(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        id_ = CommitId(from_hex(request.match_info["commit"], ID_LEN, "a commit id"))
+        receipt = await self._for(who, self._quick, lambda: self._service.intake(who.vault).receipt(id_))
+        return web.Response(body=receipt, content_type=_MSGPACK)
+
+    # -- reading
+
+    async def _vault(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        return _packed(await self._for(who, self._quick, lambda: self._service.vault_info(who.vault)))
+
+    async def _listed(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        after = _number(request.query.get("after", "0"), "after")
+        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).listed(after)))
+
+    async def _locate(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        ids = _ids(await _body(request, IDS_MAX))
+        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).locate(ids)))
+
+    async def _packs(self, request: web.Request) -> web.Response:
+        who = await self._who(request)
+        after = request.query.get("after", "")
+        root = from_hex(after, ID_LEN, "after") if after else b""
+        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).packs(root)))
+
+    async def _pack(self, request: web.Request) -> web.StreamResponse:
+        who, root = await self._who(request), _root(request)
+        path = await self._for(who, self._quick, lambda: self._service.intake(who.vault).pack_path(root))
+        return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: _BYTES})
+
+    # -- all of them
+
+    async def _who(self, request: web.Request) -> Who:
+        scheme, _, text = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        try:
+            token = from_hex(text, TOKEN_LEN, "a token")
+        except FormatError:
+            token = b""
+        if scheme != "Bearer" or not token:
+            raise Problem(401, "token", "this needs a token; log in first")
+        return await self._run(self._quick, self._service.who, token)
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(*args, **kwargs))
+
+    async def _for(self, who: Who, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        """Runs a verb of a vault; an index that turns out damaged is made again and the verb repeated."""
+        try:
+            return await self._run(pool, call)
+        except KvDamaged as error:
+            await self._run(self._heavy, self._service.restore_index, who.vault, str(error))
+            return await self._run(pool, call)
+
+
+class Server:
+    """The endpoints, listening.  end_s: how long requests may take to end when it is closed."""
+
+    def __init__(self, service: Service, end_s: float) -> None:
+        self._web = Web(service)
+        self._runner = web.AppRunner(
+            self._web.app(), access_log=None, auto_decompress=False, shutdown_timeout=end_s, keepalive_timeout=75.0
+        )
+
+    async def listen_unix(self, bound: socket.socket) -> None:
+        """Serves on a bound unix socket."""
+        await self._start()
+        await web.SockSite(self._runner, bound, backlog=_BACKLOG).start()
+
+    async def listen_tls(self, host: str, port: int, context: ssl.SSLContext) -> list[str]:
+        """Serves on a TCP port (0: a free one) and returns where.  Raises OSError."""
+        await self._start()
+        site = web.TCPSite(self._runner, host or None, port, ssl_context=context, backlog=_BACKLOG, reuse_address=True)
+        await site.start()
+        return [f"{address[0]}:{address[1]}" for address in self._runner.addresses if isinstance(address, tuple)]
+
+    async def close(self) -> None:
+        """Lets requests end, then ends."""
+        await self._runner.cleanup()
+        await asyncio.get_running_loop().run_in_executor(None, self._web.close)
+
+    async def _start(self) -> None:
+        if self._runner.server is None:
+            await self._runner.setup()
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ContbakError as error:
+        answer = problem.of(error)
+        if answer is None:
+            _log.error("%s %s: %s", request.method, request.path, error)
+            answer = Problem(500, "internal", str(error))
+    except web.HTTPException as error:
+        kind = "unknown" if error.status in (404, 405) else "malformed"
+        answer = Problem(error.status, kind, error.reason)
+    except (ConnectionError, ClientError, asyncio.CancelledError):
+        raise
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        answer = Problem(500, "internal", "the relay failed; its log says why")
+    response = web.Response(
+        status=answer.status,
+        body=json.dumps(answer.members()).encode(),
+        content_type="application/problem+json",
+    )
+    if not request.content.at_eof():  # what is left of the body is not worth reading
+        response.force_close()
+    return response
+
+
+async def _body(request: web.Request, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes.  Raises Problem if it is larger or comes too slowly."""
+    if (request.content_length or 0) > limit:
+        raise Problem(413, "too-large", f"the body is larger than {limit} bytes")
+    loop = asyncio.get_running_loop()
+    parts: list[bytes] = []
+    size, ends = 0, loop.time() + SILENCE_S + limit / SLOWEST
+    try:
+        while True:
+            async with asyncio.timeout(min(SILENCE_S, ends - loop.time())):
+                part = await request.content.readany()
+            if not part:
+                break
+            size += len(part)
+            if size > limit:
+                raise Problem(413, "too-large", f"the body is larger than {limit} bytes")
+            parts.append(part)
+    except TimeoutError:
+        raise Problem(408, "malformed", "the body came too slowly") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _decoded(raw: bytes, kind: type[T], what: str) -> T:
+    return codec.decode(raw, kind, what)
+
+
+def _packed(record: object) -> web.Response:
+    return web.Response(body=codec.encode(record), content_type=_MSGPACK)
+
+
+def _ids(raw: bytes) -> list[bytes]:
+    if len(raw) % ID_LEN:
+        raise malformed("ids have 32 bytes each")
+    return [raw[at : at + ID_LEN] for at in range(0, len(raw), ID_LEN)]
+
+
+def _root(request: web.Request) -> PackId:
+    return PackId(from_hex(request.match_info["root"], ID_LEN, "a pack's id"))
+
+
+def _number(text: str, what: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise malformed(f"{what} must be a number")
+    return int(text)
