@@ -29,10 +29,8 @@ JOIN_MAX = 4 << 20
 
 FrameKey: TypeAlias = tuple[bytes, int]
 """(pack, offset)."""
-Opened: TypeAlias = "dict[bytes, Chunk]"
+Opened: TypeAlias = dict[bytes, Chunk]
 """The chunks of one frame by id."""
-
-_decoding = Lock()  # the zstd context behind core.compress serves one thread at a time
 
 
 def key_of(spot: Spot) -> FrameKey:
@@ -58,8 +56,7 @@ def joined(spots: Iterable[Spot]) -> list[list[Spot]]:
 
 def opened(raw: memoryview | bytes, opener: Opener) -> Opened:
     """The chunks of one frame, each verified.  Raises FormatError."""
-    with _decoding:
-        return {chunk.id: chunk for chunk in frame.decode(raw, opener)}
+    return {chunk.id: chunk for chunk in frame.decode(raw, opener)}
 
 
 class Frames:
