@@ -67,13 +67,15 @@ class Window:
 def find_extents(fd: int, st: os.stat_result) -> Extents | None:
     """Where the file of `fd` has data: sorted (offset, length); None if it has no holes worth leaving out.
 
-    Small files are asked only if they occupy less than they are long; large ones always, because space that is
-    reserved and was never written is a hole, too.
+    The blocks that a file occupies do not tell: attributes have blocks, too, and space that is reserved and was
+    never written is a hole.  Asking costs a microsecond.
     """
     size = st.st_size
-    if size < HOLE_MIN or (size < LARGE and st.st_blocks * 512 >= size):
+    if size < HOLE_MIN:
         return None
     try:
+        if os.lseek(fd, 0, os.SEEK_HOLE) >= size:
+            return None
         extents = tuple(_scan_extents(fd, size))
     except OSError:
         return None  # a file system that cannot tell, or a file that shrinks: reading it will show
