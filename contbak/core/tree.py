@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
@@ -43,8 +44,9 @@ from contbak.core.node import (
 
 LEAF_ROWS = 128
 INNER_CHILDREN = 64
-WEIGHT_MAX = 65536
-"""Bytes at which a node ends; the last row may carry it beyond."""
+WEIGHT_MAX = 65536  # bytes at which a node ends; the last row may carry it beyond
+
+NODES_KEPT = 64  # decoded nodes of the old tree that an edit holds
 
 NodeId: TypeAlias = Callable[[Sequence[bytes], bytes], bytes]
 Emit: TypeAlias = Callable[[bytes, Node], None]
@@ -150,13 +152,11 @@ class TreeWriter:
 
         for item in items:
             rise(item, 0)
-        height = 0
-        while height < len(cutters):
+        for height, cutter in enumerate(cutters):  # which grow while it runs
             if height and cutters[height - 1].made == 1:
-                return cutters[height].items[0][1]  # type: ignore[return-value]  # a Child's id
-            if cutters[height].items:
-                rise(cutters[height].end(), height + 1)
-            height += 1
+                return cutter.items[0][1]  # type: ignore[return-value]  # a Child's id
+            if cutter.items:
+                rise(cutter.end(), height + 1)
         return None
 
     def _write(self, level: int, items: Sequence[Row | Child]) -> Child:
@@ -179,8 +179,9 @@ class _Edit:
 
     def __init__(self, writer: TreeWriter, root: bytes, get: Get) -> None:
         self._writer = writer
-        self._get = get
-        node = _load(get, root)
+        # Each change is sought from the root, and its path is mostly that of the change before.
+        self._get = lru_cache(NODES_KEPT)(partial(load, get))
+        node = self._get(root)
         self._root = Place(Child(node.items[0][0], root, node.rows), node.level, None)
         self._old: set[bytes] = set()
         self._gone: list[bytes] = []
@@ -193,10 +194,8 @@ class _Edit:
             if not changes:
                 return self._root.child.id, []
         tops = _applied([self._root.child], changes)
-        if len(tops) == 1:
-            root: bytes | None = self._lowest(tops[0])
-        else:
-            root = self._writer.stack(tops, self._root.level + 1, self._write)
+        height = self._root.level + 1
+        root = self._lowest(tops[0]) if len(tops) == 1 else self._writer.stack(tops, height, self._write)
         for id_, node in self._waiting.items():
             self._writer.emit(id_, node)
         return root, self._gone
@@ -206,7 +205,7 @@ class _Edit:
         id_: bytes = root[1]  # type: ignore[assignment]  # a Child's
         for _ in range(self._root.level):
             waiting = self._waiting.get(id_)
-            node = _load(self._get, id_) if waiting is None else decode_node(waiting)
+            node = self._get(id_) if waiting is None else decode_node(waiting)
             if len(node.items) > 1 or isinstance(node, Leaf):
                 break
             if self._waiting.pop(id_, None) is None:
@@ -268,13 +267,13 @@ class _Cursor:
 
     def step(self) -> bool:
         """Goes to the next node; False if there is none."""
-        while self._path:
+        while self._path and self._path[-1][1] + 1 == len(self._path[-1][0]):
+            self._path.pop()
+        if self._path:
             places, index = self._path.pop()
-            if index + 1 < len(places):
-                self._path.append((places, index + 1))
-                self._descend(None)
-                return True
-        return False
+            self._path.append((places, index + 1))
+            self._descend(None)
+        return bool(self._path)
 
     def read(self) -> tuple[Place, Sequence[Row | Child]]:
         """The node here."""
@@ -333,7 +332,7 @@ def walk_ids(root: bytes | None, get: Get) -> Iterator[bytes]:
 
 def count(root: bytes | None, get: Get) -> int:
     """The number of rows, tombstones included.  Reads the root only."""
-    return 0 if root is None else _load(get, root).rows
+    return 0 if root is None else load(get, root).rows
 
 
 def _read(root: bytes | None, get: Get, span: KeyRange, lost: Lost | None) -> Iterator[Row]:
@@ -361,14 +360,15 @@ def top(root: bytes) -> Place:
     return Place(Child((b"", b""), root, 0), -1, None)
 
 
-def _load(get: Get, id_: bytes) -> Leaf | Inner:
+def load(get: Get, id_: bytes) -> Leaf | Inner:
+    """The decoded node of an id."""
     node = get(id_)
     return decode_node(node) if isinstance(node, Node) else node
 
 
 def opened(get: Get, place: Place) -> Leaf | Inner:
     """The node at `place`; raises FormatError if it is not what its parent says."""
-    node = _load(get, place.child.id)
+    node = load(get, place.child.id)
     if place.level < 0:
         return node
     if node.level != place.level or node.items[0][0] != place.child.key or node.rows != place.child.rows:

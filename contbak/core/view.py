@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
@@ -22,7 +23,7 @@ from typing import NamedTuple, TypeAlias
 from contbak.core.entry import DIRECTORY, Entry
 from contbak.core.errors import ContbakError, FormatError
 from contbak.core.names import TOP_DIR
-from contbak.core.node import Child, Inner, Key, Leaf, Node, Row, decode_node
+from contbak.core.node import Child, Key, Leaf, Row
 from contbak.core.tree import (
     Get,
     KeyRange,
@@ -30,6 +31,7 @@ from contbak.core.tree import (
     Place,
     below,
     directory_range,
+    load,
     lookup,
     opened,
     rows,
@@ -68,7 +70,8 @@ class View:
     def __init__(self, roots: Sequence[bytes | None], get: Get, lost: Lost | None = None) -> None:
         self._base = roots[0] if roots else None
         self._runs = [run for run in roots[1:] if run is not None]
-        self._get = _Recent(get)
+        self._get: Get = lru_cache(NODES_KEPT)(partial(load, get))
+        self._get_passing = get
         self._lost = lost
         self._loaded: tuple[list[Row], dict[Key, Entry | None]] | None = None
         self._parents: dict[bytes, Key] | None = None
@@ -165,7 +168,7 @@ class View:
     def _over(self) -> tuple[list[Row], dict[Key, Entry | None]]:
         """The merged runs, sorted and by key."""
         if self._loaded is None:
-            merged = merged_runs(self._runs, self._get.passing, self._lost)
+            merged = merged_runs(self._runs, self._get_passing, self._lost)
             self._loaded = merged, dict(merged)
         return self._loaded
 
@@ -175,7 +178,7 @@ class View:
         low = 0 if start is None else bisect_left(merged, start, key=itemgetter(0))
         high = len(merged) if stop is None else bisect_left(merged, stop, key=itemgetter(0))
         # A sweep through everything would only drive out of the memory what is there.
-        get = self._get.passing if span == (None, None) else self._get
+        get = self._get_passing if span == (None, None) else self._get
         beneath = (row for row in _all(self._base, get, span, self._lost) if row[0] not in over)
         rows_both = merge(beneath, merged[low:high], key=itemgetter(0))
         return ((key, entry) for key, entry in rows_both if entry is not None)
@@ -214,24 +217,6 @@ class View:
                     parents[dir_id] = key
                     pending.append(dir_id)
         return parents
-
-
-class _Recent:
-    """`get` that decodes, and remembers the nodes asked for last."""
-
-    def __init__(self, get: Get) -> None:
-        self.passing = get
-        self._nodes: dict[bytes, Leaf | Inner] = {}
-
-    def __call__(self, id_: bytes) -> Leaf | Inner:
-        node = self._nodes.pop(id_, None)
-        if node is None:
-            stored = self.passing(id_)
-            node = decode_node(stored) if isinstance(stored, Node) else stored
-            if len(self._nodes) >= NODES_KEPT:
-                del self._nodes[next(iter(self._nodes))]
-        self._nodes[id_] = node
-        return node
 
 
 def _all(root: bytes | None, get: Get, span: KeyRange, lost: Lost | None) -> Iterator[Row]:

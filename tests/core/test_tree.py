@@ -146,6 +146,14 @@ def test_edit_is_rebuild_with_size_caps(table, changes, splitter) -> None:
         check_edit(table, changes, splitter, chunks=3)
 
 
+@pytest.mark.parametrize("size", range(20, 120))
+def test_edit_leaves_the_last_leaf(size) -> None:
+    table = {n: n for n in range(size)}
+    nodes = built(table)[1]
+    last = max(found.items[0][0] for node in nodes.values() if isinstance(found := decode_node(node), Leaf))
+    check_edit(table, {n: None for n in table if key(n) < last})
+
+
 def test_edit_of_nothing_and_into_nothing() -> None:
     root, nodes = built({1: 1, 2: 2})
     writer = TreeWriter(node_id, often, lambda *_: pytest.fail("nothing to write"))
@@ -167,6 +175,13 @@ def test_order_is_asked_for(order) -> None:
             writer.edit(root, rows, nodes.get)
 
 
+def test_order_is_asked_for_from_leaf_to_leaf() -> None:
+    writer = TreeWriter(node_id, lambda k: 0 if k == b"".join(key(2)) else 2**64 - 1, lambda *_: None)
+    for again in (1, 2):
+        with pytest.raises(FormatError):
+            writer.build([(key(n), None) for n in (1, 2, again, 3)])
+
+
 def test_every_key_ends_a_node() -> None:
     root, nodes = build([(key(n), entry(n)) for n in range(1000)], lambda k: 0)
     levels = [nodes[id_].payload[2] for id_ in nodes]
@@ -174,12 +189,20 @@ def test_every_key_ends_a_node() -> None:
     assert sum(1 for _ in tree.rows(root, nodes.get)) == 1000
 
 
-def test_nodes_are_bounded() -> None:
+def test_no_key_is_hashed_alike_at_two_levels() -> None:
+    hashed: list[bytes] = []
+    _, nodes = build([(key(n), entry(n)) for n in range(500)], lambda k: hashed.append(k) or often(k))
+    assert max(node.payload[2] for node in nodes.values()) > 2
+    assert len(hashed) == len(set(hashed)) > 600
+
+
+@pytest.mark.parametrize("chunks", [0, 60])
+def test_nodes_are_bounded(chunks) -> None:
     random_ = random.Random(1)
-    heavy = [((n.to_bytes(8, "big"), b"n" * random_.randrange(1, 255)), entry(n, 60)) for n in range(3000)]
+    heavy = [((n.to_bytes(8, "big"), b"n" * random_.randrange(1, 255)), entry(n, chunks)) for n in range(3000)]
     root, nodes = build(heavy, lambda k: 2**64 - 1)
     decoded = [(node, decode_node(node)) for node in nodes.values()]
-    assert sum(isinstance(found, Leaf) for _, found in decoded) > 50
+    assert sum(isinstance(found, Leaf) for _, found in decoded) > (10 if not chunks else 50)
     for node, found in decoded:
         assert len(node.refs) <= REFS_MAX
         assert len(node.payload) <= tree.WEIGHT_MAX + max(map(weigh, found.items))
@@ -269,6 +292,7 @@ def test_reading_survives_damage(table, data) -> None:
 
 LEAF = encode_leaf([(key(1), entry(1)), (key(3), entry(3))])
 NEXT = encode_leaf([(key(5), entry(5))])
+AMID = encode_leaf([(key(2), entry(2))])
 
 
 @pytest.mark.parametrize(
@@ -276,12 +300,12 @@ NEXT = encode_leaf([(key(5), entry(5))])
     [
         [Child(key(0), node_id(*LEAF), 2), Child(key(5), node_id(*NEXT), 1)],
         [Child(key(1), node_id(*LEAF), 3), Child(key(5), node_id(*NEXT), 1)],
-        [Child(key(1), node_id(*LEAF), 2), Child(key(2), node_id(*NEXT), 1)],
+        [Child(key(1), node_id(*LEAF), 2), Child(key(2), node_id(*AMID), 1)],
     ],
     ids=["first key", "count", "reaches into the next"],
 )
 def test_a_node_that_its_parent_denies(children) -> None:
-    nodes = {node_id(*node): node for node in (LEAF, NEXT)}
+    nodes = {node_id(*node): node for node in (LEAF, NEXT, AMID)}
     good = encode_inner(1, [Child(key(1), node_id(*LEAF), 2), Child(key(5), node_id(*NEXT), 1)])
     bad = encode_inner(1, children)
     high = encode_inner(2, [Child(key(1), node_id(*LEAF), 2), Child(key(5), node_id(*NEXT), 1)])
