@@ -88,9 +88,12 @@ class SourceError(ContbakError):
     retry = True
 
     def __init__(self, path: bytes, reason: str) -> None:
-        super().__init__(f"{path.decode('utf-8', 'backslashreplace')}: {reason}")
+        super().__init__(path, reason)  # both, or it could not be pickled
         self.path = path
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path.decode('utf-8', 'backslashreplace')}: {self.reason}"
 
 
 class Vanished(SourceError):
