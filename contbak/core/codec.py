@@ -23,8 +23,11 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def encode(record: object) -> bytes:
-    """The one byte string of `record`."""
-    return _encoder.encode(record)
+    """The one byte string of `record`.  Raises FormatError for integers beyond 64 bits and text that is no Unicode."""
+    try:
+        return _encoder.encode(record)
+    except (OverflowError, UnicodeError) as error:
+        raise FormatError(f"a record cannot be encoded: {error}") from None
 
 
 def decode(raw: bytes | memoryview, kind: type[T], what: str) -> T:
