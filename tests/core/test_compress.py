@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import zstandard
@@ -67,10 +68,8 @@ def test_extra_bytes_are_refused():
 @given(st.binary(max_size=60))
 def test_any_bytes(raw):
     for head in (b"", zstandard.FRAME_HEADER):
-        try:
+        with suppress(FormatError):
             assert len(unsqueeze(ZSTD, head + raw, LIMIT)) <= LIMIT
-        except FormatError:
-            pass
 
 
 def test_every_truncation_is_refused():
