@@ -12,21 +12,25 @@ It reads no content and no clock, and talks to nobody.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from operator import itemgetter
 
 from contbak.core.commit import RUNS_MAX, Details, Sealed, seal_details
 from contbak.core.crypto import Sealer, WriterKeys
+from contbak.core.entry import Entry
 from contbak.core.frame import NODE, RUN, Chunk
-from contbak.core.node import Inner, Leaf, Node, Row
+from contbak.core.node import Inner, Key, Leaf, Node, Row
 from contbak.core.tree import Get, TreeWriter, walk_ids
 from contbak.core.view import merged_runs
 from contbak.upload.bundle import Bundler, Packed, Random, Seal
 
 FOLD_ROWS = 20_000
 """Rows in runs, this commit's included, above which they are folded into the base."""
+SLICE_ROWS = 5_000
+"""Rows that are folded into the base at a time."""
 BATCH_NODES = 64
 """Nodes that are handed on together; one is 64 KiB at most, mostly 20."""
 
@@ -80,6 +84,7 @@ class CommitWriter:
         self._batch: dict[bytes, Node] = {}
         self._batch_kind = NODE
         self._emitted: set[bytes] = set()
+        self._written: set[bytes] = set()
         self._opened: set[bytes] = set()
 
     def build(self, before: Roots, changes: Iterable[Row], previous: bytes = b"") -> Built:
@@ -93,8 +98,9 @@ class CommitWriter:
         first = list(islice(rows, max(FOLD_ROWS - before.run_rows, 0) + 1))
         is_full = before.run_rows + len(first) > FOLD_ROWS or len(before.runs) >= RUNS_MAX
         nothing_there = before.base is None and not before.runs
+        after, obsolete = before, list[bytes]()
         if not first:
-            after, obsolete = before, []
+            pass
         elif nothing_there or is_full:
             after, obsolete = self._fold(before, chain(first, rows))
         else:
@@ -113,14 +119,17 @@ class CommitWriter:
         writer = self._writer(NODE)
         if before.base is None and not before.runs:  # a first backup: streamed, however many
             return Roots(writer.build(row for row in changes if row[1] is not None)), []
-        newest = dict(merged_runs(before.runs, self._get))
-        newest.update(changes)
+        newest = _newest(merged_runs(before.runs, self._get), changes)
         old = [id for run in before.runs for id in walk_ids(run, self._get)]
         self._opened.clear()
-        base, gone = writer.edit(before.base, sorted(newest.items(), key=itemgetter(0)), self._get)
+        base, gone = before.base, set[bytes]()
+        while part := list(islice(newest, SLICE_ROWS)):  # in slices, so that memory does not grow with the changes
+            self._emitted.clear()
+            base, replaced = writer.edit(base, part, self._get)
+            gone = (gone - self._emitted) | set(replaced)
         # A leaf of a run may be, byte for byte, one of the base that stays.
-        used = self._emitted | (self._opened - set(gone))
-        return Roots(base), [id for id in dict.fromkeys([*gone, *old]) if id not in used]
+        stays = (self._opened | self._written) - gone
+        return Roots(base), [*gone, *(id for id in old if id not in stays and id not in gone)]
 
     def _writer(self, kind: int) -> TreeWriter:
         self._batch_kind = kind
@@ -133,6 +142,7 @@ class CommitWriter:
 
     def _emit(self, id: bytes, node: Node) -> None:
         self._emitted.add(id)
+        self._written.add(id)
         self._batch[id] = node
         if len(self._batch) >= BATCH_NODES:
             self._hand_on()
@@ -145,6 +155,17 @@ class CommitWriter:
         for (id, node), known in zip(batch.items(), self._places.have(list(batch)), strict=True):
             if not known:
                 self._packs += self._bundler.add(Chunk(id, node.payload, node.refs), self._batch_kind)
+
+
+def _newest(old: Iterable[Row], new: Iterable[Row]) -> Iterator[Row]:
+    """Both, sorted by key; where both have a key, the new row."""
+    tagged = heapq.merge(((row[0], 1, row[1]) for row in old), ((row[0], 0, row[1]) for row in new), key=_order)
+    for key, same in groupby(tagged, key=itemgetter(0)):
+        yield key, next(same)[2]
+
+
+def _order(tagged: tuple[Key, int, Entry | None]) -> tuple[Key, int]:
+    return tagged[:2]
 
 
 def sealed_details(details: Details, seal: Seal, random: Random) -> Sealed:
