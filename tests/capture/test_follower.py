@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from contbak.capture import follower as follower_module
+from contbak.capture import inotify
 from contbak.capture import walker as walker_module
 from contbak.capture.follower import Follower
 from contbak.capture.gaps import DENIED, GONE, LOST_TRACK, OVERFLOW, WATCH_LIMIT, Changed, Gap, Notice
@@ -127,6 +129,30 @@ def test_reading_the_tree_makes_no_events(top: Path, follow: Callable[..., Follo
             Path(above, name).read_bytes()
     home.catch_up()
     assert home.notices == []
+
+
+def test_waiting_costs_nothing(top: Path, follow: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing to do, the wait has no end but an event or a wake; with something put off, it has one."""
+    asked: list[float | None] = []
+
+    class Poll:
+        def register(self, descriptor: int, events: int) -> None:
+            pass
+
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            asked.append(timeout)
+            return []
+
+    home = follow(top)
+    (top / "a/x").touch()
+    home.catch_up()
+    monkeypatch.setattr(follower_module.select, "poll", Poll)
+    home.follower.turn()
+    (top / "a").rename(top.parent / "outside")
+    home.follower.turn()
+    home.follower.turn()
+    assert asked[:2] == [None, None]
+    assert asked[2] is not None
 
 
 def test_names_are_bytes(top: Path, follow: Callable[..., Followed]) -> None:
@@ -436,22 +462,39 @@ def test_deeper_than_descriptors_and_paths_allow(
     home.probe_all()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("seed", range(4))
 def test_a_storm_of_changes_leaves_every_directory_watched(
-    seed: int, tmp_path: Path, follow: Callable[..., Followed]
+    seed: int, lossy: bool, tmp_path: Path, follow: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Directories are made, moved in, out and about, and removed while they are being followed."""
     top, outside = tmp_path / "top", tmp_path / "outside"
     top.mkdir()
     outside.mkdir()
     home = follow(top)
+    if lossy:
+        monkeypatch.setattr(inotify.Inotify, "read", losing(random.Random(-seed)))
     storm = threading.Thread(target=run_storm, args=(random.Random(seed), top, outside))
     storm.start()
     while storm.is_alive():
         home.follower.wake()
         home.follower.turn()
     storm.join()
+    monkeypatch.undo()
     home.probe_all()
+
+
+def losing(dice: random.Random) -> Callable[[inotify.Inotify], bytes]:
+    """A `read` that now and then throws away what it read and says that the queue overflowed."""
+    read = inotify.Inotify.read
+
+    def lossy(notify: inotify.Inotify) -> bytes:
+        buffer = read(notify)
+        if buffer and dice.random() < 0.1:
+            return struct.pack("iIII", -1, inotify.Q_OVERFLOW, 0, 0)
+        return buffer
+
+    return lossy
 
 
 def run_storm(dice: random.Random, top: Path, outside: Path) -> None:
