@@ -51,8 +51,8 @@ def ids(chunks: Chunks, content: Content) -> Iterator[bytes]:
 
 
 def whole(chunks: Chunks, content: Content) -> Iterator[bytes]:
-    """All data of a file in order.  Raises ChunkLost, FormatError."""
-    return data(content, chunks.fetch(ids(chunks, content)))
+    """All data of a file in order, read from the first `next` on.  Raises ChunkLost, FormatError."""
+    yield from data(content, chunks.fetch(ids(chunks, content)))
 
 
 def data(content: Content, pieces: Iterator[Piece]) -> Iterator[bytes]:

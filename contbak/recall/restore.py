@@ -23,7 +23,7 @@ from contbak.core.crypto import Hasher
 from contbak.core.entry import DIRECTORY, FILE, SYMLINK, Content, Entry
 from contbak.core.errors import ContbakError, FormatError, NotFound, Partial
 from contbak.core.tree import KeyRange
-from contbak.core.view import View
+from contbak.core.view import BARE_TOP, View
 from contbak.recall import content
 from contbak.recall.chunks import Chunks, Piece
 from contbak.recall.content import ChunkLost
@@ -101,19 +101,19 @@ def dump(chunks: Chunks, view: View, path: bytes, out: BinaryIO) -> int:
     entry = found[0]
     if entry.kind != FILE or entry.content is None:
         raise Partial(f"{_shown(path)} is no regular file")
-    hasher, at = Hasher(), 0
-    room = iter(((0, entry.content.length),) if entry.extents is None else entry.extents)
-    start, length = next(room, (0, 0))
+    hasher, at, room = Hasher(), 0, 0
+    extents = iter(((0, entry.content.length),) if entry.extents is None else entry.extents)
     for piece in content.whole(chunks, entry.content):
         hasher.update(piece)
         left = memoryview(piece)
         while left:
-            if at == start + length:
-                start, length = next(room, (at, len(left)))
+            if not room:
+                start, room = next(extents, (at, len(left)))
                 _zeros(out, start - at)
                 at = start
-            taken = out.write(left[: start + length - at])
-            at, left = at + taken, left[taken:]
+            out.write(left[:room])
+            done = min(room, len(left))
+            at, room, left = at + done, room - done, left[done:]
     if hasher.digest() != entry.content.hash:
         raise FormatError(f"the data of {_shown(path)} is not what its entry says")
     _zeros(out, entry.size - at)
@@ -146,6 +146,7 @@ class _Restore:
         self._links: OrderedDict[bytes, tuple[bytes, Entry]] = OrderedDict()
         self._lost_nodes: set[tuple[bytes, bytes]] = set()
         self._walking = b""
+        self._merging = False
 
     def one(self, wanted: Wanted) -> None:
         """Restores one thing and all that is in it."""
@@ -171,21 +172,30 @@ class _Restore:
         """The thing itself and what is beneath, directories first."""
         self._walking = wanted.name
         view = View(wanted.roots, self._chunks.node, self._lost)
-        try:
-            found = view.resolve(wanted.path)
-        except (FormatError, NotFound) as error:
-            self._fail(wanted.name, str(error))
+        entry = self._top(view, wanted)
+        if entry is None:
             return
-        if found is None:
-            self._fail(wanted.name, "it was not there at that moment")
-            return
-        entry = found[0]
         if wanted.name:
             yield _Job(wanted.name, entry)
         if entry.kind == DIRECTORY:
             for path, below in view.walk(entry.dir, wanted.name):
                 self._walking = path
                 yield _Job(path, below)
+
+    def _top(self, view: View, wanted: Wanted) -> Entry | None:
+        """The entry of what is wanted; None, and a failure, if there is none."""
+        self._merging = True  # the first look into a view reads its runs
+        try:
+            found = view.resolve(wanted.path)
+        except (FormatError, NotFound) as error:
+            self._fail(wanted.name, f"the tree is lost on the way to it: {error}")
+            return None if wanted.path else BARE_TOP  # of a whole source the rest may be there
+        finally:
+            self._merging = False
+        if found is None:
+            self._fail(wanted.name, "it was not there at that moment")
+            return None
+        return found[0]
 
     def _ask(self, batch: Sequence[_Job]) -> None:
         """Asks for the chunks of a batch, but for files that seem to be there already."""
@@ -215,7 +225,8 @@ class _Restore:
             return
         self._lost_nodes.add((id_, near))
         first, last = (_shown(key[1]) if key is not None and key[1] else "..." for key in keys)
-        self._fail(near, f"here part of the tree is lost, names from {first!r} to {last!r}: {error}")
+        what = "recent changes are lost, so some of it may be older" if self._merging else "part of the tree is lost"
+        self._fail(near, f"{what}: names from {first!r} to {last!r} here: {error}")
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -357,7 +368,8 @@ def _same_file(one: Entry, other: Entry) -> bool:
 
 def _zeros(out: BinaryIO, count: int) -> None:
     while count > 0:
-        count -= out.write(_ZEROS[: min(count, len(_ZEROS))])
+        out.write(_ZEROS[: min(count, len(_ZEROS))])
+        count -= len(_ZEROS)
 
 
 def _shown(path: bytes) -> str:
