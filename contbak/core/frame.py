@@ -90,12 +90,11 @@ def encode(kind: int, chunks: Sequence[Chunk], sealer: Sealer, writer: bytes, ra
         raise FormatError(f"a frame of kind {kind} cannot hold {len(chunks)} chunks")
     table = _table(kind, chunks)
     header_len = FIXED_LEN + len(table) + _CRC.size
-    codec, payload = compress.squeeze(
-        struct.pack(f"<{len(chunks)}I", *(len(c.payload) for c in chunks)) + b"".join(c.payload for c in chunks)
-    )
-    plain_len = padme(_BODY.size + len(payload))
-    if header_len > HEADER_MAX or plain_len > PLAIN_MAX:
+    lengths = [len(c.payload) for c in chunks]
+    if header_len > HEADER_MAX or 4 * len(chunks) + sum(lengths) > PLAIN_MAX:  # however small it would become
         raise FormatError("a frame would be too large")
+    codec, payload = compress.squeeze(struct.pack(f"<{len(chunks)}I", *lengths) + b"".join(c.payload for c in chunks))
+    plain_len = padme(_BODY.size + len(payload))
     fixed = _FIXED.pack(
         MAGIC, VERSION, sealer.suite, kind, 0, 0, len(chunks), header_len, plain_len + TAG_LEN[sealer.suite],
         writer, sealer.ephemeral_public, nonce := sealer.nonce(random, table),
@@ -128,7 +127,9 @@ def parse_header(raw: bytes | memoryview) -> Header:
     """The header at the start of `raw`, its checksum verified.  Raises FormatError for anything else."""
     if len(raw) < FIXED_LEN:
         raise FormatError("a frame header is cut short")
-    magic, version, suite, kind, _, _, n, header_len, body_len, writer, ephemeral, nonce = _FIXED.unpack_from(raw)
+    magic, version, suite, kind, flags, epoch, n, header_len, body_len, writer, ephemeral, nonce = (
+        _FIXED.unpack_from(raw)
+    )
     if magic != MAGIC:
         raise FormatError("no frame starts here")
     if version != VERSION:
@@ -139,7 +140,7 @@ def parse_header(raw: bytes | memoryview) -> Header:
     if _CRC.unpack_from(header, header_len - _CRC.size)[0] != zlib.crc32(header[: -_CRC.size]):
         raise FormatError("a frame header is damaged")
     known = (kind == COMMIT and suite == CLEAR and n == 1) or (kind in (DATA, NODE, RUN) and suite in TAG_LEN)
-    if not known or not 1 <= n <= CHUNKS_MAX:
+    if not known or flags or epoch or not 1 <= n <= CHUNKS_MAX:
         raise FormatError("a frame header has unknown fields; update this program")
     if not TAG_LEN.get(suite, 0) < body_len <= BODY_MAX:
         raise FormatError("a frame header claims an impossible length")
