@@ -24,6 +24,7 @@ from relay.problem import Problem
 from relay.stores import Stores
 
 _OPEN_MAX = 64
+_ARRIVING_MAX = 256
 _KEEP_S = 7 * 86_400
 
 
@@ -133,6 +134,8 @@ class Arrivals:
         return arrival
 
     def _create(self, plan: Plan) -> Arrival:
+        if sum(self._count(store) for store in self._stores.all()) >= _ARRIVING_MAX:
+            raise StoreFull("too many packs of this vault are arriving; seal some first")
         for store in self._stores.roomy(plan.file_len):
             path = store.path_of(self._name(plan.root))
             try:
@@ -147,6 +150,9 @@ class Arrivals:
                 raise reason from error
             return Arrival(store, path, plan, iter(()))
         raise StoreFull("no store of this relay has room")
+
+    def _count(self, store: PosixStore) -> int:
+        return sum(1 for _ in store.list(f"incoming/{self._vault.hex()}-"))
 
     def _name(self, root: PackId) -> str:
         return f"incoming/{self._vault.hex()}-{root.hex()}.part"

@@ -1,7 +1,7 @@
 """The command contbak-relay.
 
-Rules: one sentence on standard error for what goes wrong, never a trace (but with CONTBAK_DEBUG=1); exit codes as in
-docs/commands.md.  Files of the registry are the truth, so all commands work with the relay running or not.
+Rules: one sentence on standard error for what goes wrong, never a trace (but with CONTBAK_DEBUG=1); the exit code is
+that of the error.  Files of the registry are the truth, so all commands work with the relay running or not.
 """
 
 from __future__ import annotations
@@ -217,5 +217,14 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("CONTBAK_DEBUG") == "1":
+            raise
+        click.echo(f"contbak-relay: {error or type(error).__name__}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
 
 

@@ -79,7 +79,7 @@ def parse(raw: bytes, what: str) -> Config:
 
 def save(top: Path, config: Config) -> None:
     """Writes the settings for the first time."""
-    lines = ["# Settings of this relay; see docs/relay.md.  Restart the relay after a change."]
+    lines = ["# Settings of this relay.  Restart it after a change."]
     for key, value in msgspec.structs.asdict(config).items():
         lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
     replace_file(top / "config.toml", ("\n".join(lines) + "\n").encode())

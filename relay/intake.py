@@ -162,7 +162,7 @@ class Intake:
         path = store.path_of(name)
         try:
             with PackFile(path) as file:
-                if not any(file.check_segments(file.plan())):
+                if next(file.check_segments(file.plan()), None) is None:
                     return
         except FormatError:
             pass

@@ -76,12 +76,15 @@ class Reconciler:
     def _without_ghosts(self, index: Index, packs: dict[PackId, _OnDisk], records: dict[CommitId, _OnDisk]) -> Index:
         ghosts = [root for root, length in index.roots().items() if root not in packs or packs[root].length != length]
         lost = [id_ for id_ in index.commits() if id_ not in records]
-        for root in ghosts:
-            self._damage(f"pack {root.hex()} is gone or has changed its length")
-        for id_ in lost:
-            self._damage(f"the record of commit {id_.hex()} is gone")
         if not ghosts and not lost:
             return index
+        if self._stores.complete():
+            for root in ghosts:
+                self._damage(f"pack {root.hex()} is gone or has changed its length")
+            for id_ in lost:
+                self._damage(f"the record of commit {id_.hex()} is gone")
+        else:
+            _log.warning("%d packs and %d records are on a store that is not there", len(ghosts), len(lost))
         index.quarantine(f"it names {len(ghosts)} packs and {len(lost)} records that are not on disk")
         self.findings.rebuilt = True
         return self._open_index()

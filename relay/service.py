@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 from contbak.core.codec import Record
 from contbak.core.errors import AlreadyExists, FormatError
@@ -24,6 +26,7 @@ from contbak.core.messages import (
     session_proof,
 )
 from contbak.core.names import VaultId
+from contbak.store.kv import KvDamaged
 from relay import arrivals, records
 from relay.config import Config
 from relay.identity import Identity
@@ -34,6 +37,8 @@ from relay.reconcile import Findings, Reconciler
 from relay.registry import Registry, Vault
 from relay.session import TOKEN_S, Sessions, Who
 from relay.stores import Stores
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ class Service:
         arrivals.sweep(self.stores, time.time())
         for vault in sorted({v.id for v in self.registry.vaults()} | self.stores.vaults()):
             self._learn_vault(vault)
-            self.intake(vault)
+            self._opened(vault)
 
     def close(self) -> None:
         with self._lock:
@@ -85,23 +90,30 @@ class Service:
                 intake.close()
             self._intakes.clear()
 
-    def intake(self, vault: VaultId) -> Intake:
-        """The open vault; opens and reconciles it if it is not."""
+    def use(self, vault: VaultId, verb: Callable[[Intake], T]) -> T:
+        """Does `verb` with the vault; an index that turns out damaged is made again and the verb repeated."""
+        intake = self._intakes.get(vault) or self._opened(vault)
+        try:
+            return verb(intake)
+        except KvDamaged as error:
+            return verb(self._opened(vault, intake, str(error)))
+
+    def _opened(self, vault: VaultId, broken: Intake | None = None, reason: str = "") -> Intake:
+        """The open vault, reconciled with its disk, and not `broken`, whose index is set aside for `reason`."""
         with self._lock:
             found = self._intakes.get(vault)
-            if found is None:
-                found = self._intakes[vault] = self._open(vault)
-            return found
-
-    def restore_index(self, vault: VaultId, reason: str) -> None:
-        """Sets the index of a vault aside, which was found damaged, and makes it again."""
-        with self._lock:
-            broken = self._intakes.pop(vault, None)
-            if broken is not None:
+            if found is not None and found is not broken:
+                return found
+            if found is not None:
                 _log.error("the index of vault %s is damaged and is made again: %s", vault.hex(), reason)
-                broken.index.quarantine(reason)
-                broken.close()
-            self._intakes[vault] = self._open(vault)
+                found.index.quarantine(reason)
+                found.close()
+            reconciler = Reconciler(vault, self.stores, lambda: self._open_index(vault))
+            index = reconciler.run()
+            self._count(reconciler.findings)
+            made = Intake(vault, self.stores, index, self.identity.seed, _now_ms)
+            self._intakes[vault] = made
+            return made
 
     # -- the verbs that need no session
 
@@ -109,7 +121,7 @@ class Service:
         """Admits a device.  Raises Problem, WrongKey."""
         vault = self.registry.join(join, _now_ms())
         self._write_vault(vault)
-        self.intake(vault.id)
+        self._opened(vault.id)
         return Joined(self.identity.public, vault.id)
 
     def challenge(self, device: bytes) -> Challenge:
@@ -118,15 +130,13 @@ class Service:
     def login(self, login: Login) -> Session:
         """Opens a session.  Raises Problem."""
         who, token = self.sessions.login(login, time.monotonic())
-        index = self.intake(who.vault).index
-        heads = [row.head for row in index.heads()]
-        totals = index.totals()
+        heads, totals = self.use(who.vault, lambda intake: (intake.index.heads(), intake.index.totals()))
         packs = sum(count for count, _ in totals.values())
         return Session(
             token=token,
             expires_s=TOKEN_S,
-            head=next((head for head in heads if head.device == who.device), None),
-            heads=tuple(head for head in heads if head.device != who.device),
+            head=next((row.head for row in heads if row.device == who.device), None),
+            heads=tuple(row.head for row in heads if row.device != who.device),
             packs=packs,
             foreign=packs - totals.get(writer_of(who.device), (0, 0))[0],
             proof=session_proof(self.identity.seed, login.nonce),
@@ -141,8 +151,8 @@ class Service:
         record = self.registry.vault(vault)
         if record is None:
             raise denied("this relay does not know the vault")
-        intake = self.intake(vault)
-        totals = intake.index.totals().values()
+        heads, by_writer = self.use(vault, lambda intake: (intake.index.heads(), intake.index.totals()))
+        totals = by_writer.values()
         return VaultInfo(
             vault=vault,
             name=record.name,
@@ -151,16 +161,10 @@ class Service:
             devices=tuple(
                 DeviceInfo(d.device, d.name, d.enabled, d.joined_ms) for d in self.registry.devices(vault)
             ),
-            heads=tuple(row.head for row in intake.index.heads()),
+            heads=tuple(row.head for row in heads),
         )
 
     # -- vaults
-
-    def _open(self, vault: VaultId) -> Intake:
-        reconciler = Reconciler(vault, self.stores, lambda: self._open_index(vault))
-        index = reconciler.run()
-        self._count(reconciler.findings)
-        return Intake(vault, self.stores, index, self.identity.seed, _now_ms)
 
     def _open_index(self, vault: VaultId) -> Index:
         def on_damage(reason: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from contbak.core.errors import FormatError, NotFound
 from contbak.core.names import VaultId
 from relay.config import Config
-from relay.intake import parse_order
 from relay.lock import running
 from relay.registry import Registry
 from relay.service import read_damage
@@ -19,15 +17,9 @@ Row = dict[str, object]
 
 def devices(top: Path, config: Config) -> list[Row]:
     """Every device with its vault and its last snapshot (None: it has none)."""
-    registry = Registry(top)
     stores = Stores(config.stores, config.reserve_bytes)
-    received = {vault.id: _received(stores, vault.id) for vault in registry.vaults()}
     rows: list[Row] = []
-    for device in registry.devices():
-        newest = _newest(stores, VaultId(device.vault), device.device)
-        last = None
-        if newest is not None:
-            last = {"id": newest, "received_ms": received.get(VaultId(device.vault), {}).get(newest)}
+    for device in Registry(top).devices():
         rows.append(
             {
                 "id": device.device.hex(),
@@ -35,7 +27,7 @@ def devices(top: Path, config: Config) -> list[Row]:
                 "vault": device.vault.hex(),
                 "enabled": device.enabled,
                 "joined_ms": device.joined_ms,
-                "last_snapshot": last,
+                "last_snapshot": _newest(stores, VaultId(device.vault), device.device),
             }
         )
     return rows
@@ -66,7 +58,7 @@ def text(found: Row) -> str:
         lines.append(f"vault   {row['id']}  {row['name']}")
     for row in _rows(found["devices"]):
         last = row["last_snapshot"]
-        newest = str(last["id"])[:12] if isinstance(last, dict) else "none yet"
+        newest = f"{str(last['id'])[:12]} of {last['time']}" if isinstance(last, dict) else "none yet"
         lines.append(
             f"device  {str(row['id'])[:12]}  {row['name']}  last snapshot: {newest}"
             + ("" if row["enabled"] else "  DISABLED")
@@ -81,15 +73,11 @@ def _rows(value: object) -> list[Row]:
     return value if isinstance(value, list) else []
 
 
-def _newest(stores: Stores, vault: VaultId, device: bytes) -> str | None:
-    names = [name.rpartition("/")[2] for name, _, _ in stores.objects(f"{vault.hex()}/commits/{device.hex()}/")]
-    return max(names).partition("-")[2] if names else None
-
-
-def _received(stores: Stores, vault: VaultId) -> dict[str, int]:
-    found = {}
-    for name, _, store in stores.objects(f"{vault.hex()}/order/"):
-        with suppress(FormatError, NotFound):
-            commit, received_ms = parse_order(store.get(name))
-            found[commit.hex()] = received_ms
-    return found
+def _newest(stores: Stores, vault: VaultId, device: bytes) -> Row | None:
+    """The device's last snapshot and when it came in, by the names and times of the record files."""
+    listed = stores.objects(f"{vault.hex()}/commits/{device.hex()}/")
+    name, _, store = max(listed, default=("", 0, None), key=lambda row: row[0])
+    if store is None:
+        return None
+    received = datetime.fromtimestamp(store.path_of(name).stat().st_mtime, UTC)
+    return {"id": name.rpartition("-")[2], "time": received.isoformat(timespec="seconds")}

@@ -152,6 +152,10 @@ class Stores:
                         continue
         return found
 
+    def complete(self) -> bool:
+        """Whether all of them are there."""
+        return not any(space.problem for space in self.spaces())
+
     def spaces(self) -> list[Space]:
         """What there is to say of each directory."""
         found = []

@@ -22,8 +22,8 @@ from contbak.core import codec, commit, messages, pack
 from contbak.core.errors import ContbakError, FormatError
 from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN
 from contbak.core.names import ID_LEN, CommitId, PackId, from_hex
-from contbak.store.kv import KvDamaged
 from relay import problem
+from relay.intake import Intake
 from relay.problem import Problem, malformed
 from relay.service import Service
 from relay.session import Who
@@ -106,70 +106,68 @@ class Web:
     async def _have(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         ids = _ids(await _body(request, IDS_MAX))
-        found = await self._for(who, self._quick, lambda: self._service.intake(who.vault).have(ids))
+        found = await self._for(who, self._quick, lambda vault: vault.have(ids))
         return web.Response(body=messages.bitmap(found), content_type=_BYTES)
 
     async def _plan(self, request: web.Request) -> web.Response:
         who, root = await self._who(request), _root(request)
         raw = await _body(request, pack.PLAN_MAX)
-        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).plan(root, raw)))
+        return _packed(await self._for(who, self._quick, lambda vault: vault.plan(root, raw)))
 
     async def _state(self, request: web.Request) -> web.Response:
         who, root = await self._who(request), _root(request)
-        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).state(root)))
+        return _packed(await self._for(who, self._quick, lambda vault: vault.state(root)))
 
     async def _segments(self, request: web.Request) -> web.Response:
         who, root = await self._who(request), _root(request)
         first = _number(request.match_info["first"], "the number of a segment")
         data = await _body(request, PUT_MAX)
-        await self._for(who, self._quick, lambda: self._service.intake(who.vault).segments(root, first, data))
+        await self._for(who, self._quick, lambda vault: vault.segments(root, first, data))
         return web.Response(status=204)
 
     async def _seal(self, request: web.Request) -> web.Response:
         who, root = await self._who(request), _root(request)
         await _body(request, 0)
-        await self._for(who, self._heavy, lambda: self._service.intake(who.vault).seal(root, who.device))
+        await self._for(who, self._heavy, lambda vault: vault.seal(root, who.device))
         return web.Response(status=204)
 
     async def _commit(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         raw = await _body(request, commit.RECORD_MAX)
-        receipt = await self._for(
-            who, self._heavy, lambda: self._service.intake(who.vault).commit(raw, who.device)
-        )
+        receipt = await self._for(who, self._heavy, lambda vault: vault.commit(raw, who.device))
         return web.Response(body=receipt, content_type=_MSGPACK)
 
     async def _receipt(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         id_ = CommitId(from_hex(request.match_info["commit"], ID_LEN, "a commit id"))
-        receipt = await self._for(who, self._quick, lambda: self._service.intake(who.vault).receipt(id_))
+        receipt = await self._for(who, self._quick, lambda vault: vault.receipt(id_))
         return web.Response(body=receipt, content_type=_MSGPACK)
 
     # -- reading
 
     async def _vault(self, request: web.Request) -> web.Response:
         who = await self._who(request)
-        return _packed(await self._for(who, self._quick, lambda: self._service.vault_info(who.vault)))
+        return _packed(await self._run(self._quick, self._service.vault_info, who.vault))
 
     async def _listed(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         after = _number(request.query.get("after", "0"), "after")
-        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).listed(after)))
+        return _packed(await self._for(who, self._quick, lambda vault: vault.listed(after)))
 
     async def _locate(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         ids = _ids(await _body(request, IDS_MAX))
-        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).locate(ids)))
+        return _packed(await self._for(who, self._quick, lambda vault: vault.locate(ids)))
 
     async def _packs(self, request: web.Request) -> web.Response:
         who = await self._who(request)
         after = request.query.get("after", "")
         root = from_hex(after, ID_LEN, "after") if after else b""
-        return _packed(await self._for(who, self._quick, lambda: self._service.intake(who.vault).packs(root)))
+        return _packed(await self._for(who, self._quick, lambda vault: vault.packs(root)))
 
     async def _pack(self, request: web.Request) -> web.StreamResponse:
         who, root = await self._who(request), _root(request)
-        path = await self._for(who, self._quick, lambda: self._service.intake(who.vault).pack_path(root))
+        path = await self._for(who, self._quick, lambda vault: vault.pack_path(root))
         return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: _BYTES})
 
     # -- all of them
@@ -187,13 +185,9 @@ class Web:
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(*args, **kwargs))
 
-    async def _for(self, who: Who, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-        """Runs a verb of a vault; an index that turns out damaged is made again and the verb repeated."""
-        try:
-            return await self._run(pool, call)
-        except KvDamaged as error:
-            await self._run(self._heavy, self._service.restore_index, who.vault, str(error))
-            return await self._run(pool, call)
+    async def _for(self, who: Who, pool: ThreadPoolExecutor, verb: Callable[[Intake], T]) -> T:
+        """Does a verb with the vault of the session."""
+        return await self._run(pool, self._service.use, who.vault, verb)
 
 
 class Server:

@@ -270,7 +270,6 @@ class Relay:
 
     def start(self, *words):
         """Starts it and waits until it says that it is ready."""
-        self.log = open(self.top / "log", "ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "relay", "-v", "run", *words],
             env=self.environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -281,7 +280,6 @@ class Relay:
             part = os.read(self.process.stderr.fileno(), 65536)
             assert part, said.decode()
             said += part
-        self.log.write(said)
         if self.tls:
             self.port = int(said.decode().strip().rpartition(":")[2])
         return self
@@ -307,14 +305,13 @@ class Relay:
         self.process.stdin.close()
         self.process.stderr.close()
         self.process = None
-        self.log.write(rest)
-        self.log.close()
         assert b"Traceback" not in rest, rest.decode()
         return code
 
     def files(self):
         """Every file of home and stores with its bytes."""
-        return {path: path.read_bytes() for top in (self.home, *self.stores) for path in top.rglob("*") if path.is_file()}
+        tops = (self.home, *self.stores)
+        return {path: path.read_bytes() for top in tops for path in top.rglob("*") if path.is_file()}
 
 
 def flip(path, at=None):
