@@ -101,6 +101,7 @@ class PackBuilder:
         self._held: list[bytes] | None = [head]
         self._segments = _Segments(SEGMENT_MAX_LOG2)
         self._rows: list[bytes] = []
+        self._directory_len = len(DIRECTORY_MAGIC) + _COUNT.size + ID_LEN
         self.body_len = HEADER_LEN
 
     @property
@@ -108,11 +109,16 @@ class PackBuilder:
         return len(self._rows)
 
     def add(self, header: frame.Header, raw: bytes) -> list[bytes]:
-        """Takes one frame; returns the bytes to append to the file now (often none)."""
-        row = _ROW.pack(
-            self.body_len, len(header.raw), len(raw) - len(header.raw), header.kind, 0, len(header.ids)
-        )
-        self._rows.append(row + b"".join(header.ids))
+        """Takes one frame; returns the bytes to append to the file now (often none).
+
+        Raises FormatError, and has not taken it, if the body would exceed BODY_MAX.
+        """
+        row = _ROW.pack(self.body_len, len(header.raw), len(raw) - len(header.raw), header.kind, 0, len(header.ids))
+        row += b"".join(header.ids)
+        if self.body_len + len(raw) + self._directory_len + len(row) > BODY_MAX:
+            raise FormatError("a pack would be too large")
+        self._rows.append(row)
+        self._directory_len += len(row)
         return self._append(raw)
 
     def finish(self) -> tuple[list[bytes], Plan]:
@@ -217,11 +223,17 @@ def parse_plan(raw: bytes) -> Plan:
 
 
 def plan_length(trailer: bytes) -> int:
-    """How many bytes at the end of the file the plan takes, read from the file's last TRAILER_LEN bytes."""
+    """How many bytes at the end of the file the plan takes (PLAN_MAX at most), from the file's last TRAILER_LEN bytes.
+
+    Raises FormatError.
+    """
     magic, _, _, _, _, _, _, count, _, crc = _TRAILER.unpack(checked(trailer, TRAILER_LEN, "a pack's trailer"))
+    length: int = TRAILER_LEN + count * ID_LEN
     if magic != END_MAGIC or crc != zlib.crc32(trailer[:-4]):
         raise FormatError("a pack's trailer is damaged or missing")
-    return TRAILER_LEN + int(count) * ID_LEN
+    if length > PLAN_MAX:
+        raise FormatError("a pack's plan has an impossible length")
+    return length
 
 
 def parse_header(raw: bytes | memoryview) -> tuple[VaultId, bytes]:
@@ -247,7 +259,15 @@ def parse_directory(raw: bytes) -> list[Row]:
             raise FormatError("a pack's directory is cut short")
         offset, header_len, body_len, kind, _, n = _ROW.unpack_from(raw, at)
         at += _ROW.size
-        if at + n * ID_LEN > end or kind not in frame.KINDS or not n:
+        row_is_right = (
+            offset >= HEADER_LEN
+            and frame.FIXED_LEN + ID_LEN < header_len <= frame.HEADER_MAX
+            and _COUNT.size < body_len <= frame.BODY_MAX + _COUNT.size
+            and kind in frame.KINDS
+            and 1 <= n <= frame.CHUNKS_MAX
+            and at + n * ID_LEN <= end
+        )
+        if not row_is_right:
             raise FormatError("a pack's directory has an impossible row")
         rows.append(Row(offset, header_len, body_len, kind, tuple(_cut(raw, at, n))))
         at += n * ID_LEN
