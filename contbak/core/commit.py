@@ -121,7 +121,7 @@ def seal_details(details: Details, sealer: Sealer, random: bytes) -> Sealed:
     """`details` compressed, padded and sealed; `sealer` fresh for each record, `random` 32 fresh bytes."""
     method, payload = compress.squeeze(codec.encode(details))
     plain = bytes((method,)) + _LEN.pack(len(payload)) + payload
-    nonce = sealer.nonce(random, b"details")
+    nonce = sealer.nonce(random, b"details" + plain)  # a clone that repeats its random numbers says something else
     plain = plain.ljust(max(256, padme(len(plain))), b"\0")
     return Sealed(sealer.suite, sealer.ephemeral_public, nonce, sealer.seal(b"details", nonce, plain))
 
@@ -129,8 +129,9 @@ def seal_details(details: Details, sealer: Sealer, random: bytes) -> Sealed:
 def open_details(sealed: Sealed, opener: Opener) -> Details:
     """The details.  Raises FormatError if they do not open."""
     plain = opener.open(sealed.suite, sealed.ephemeral, b"details", sealed.nonce, sealed.body)
-    length = _LEN.unpack_from(plain, 1)[0]
-    return codec.decode(compress.unsqueeze(plain[0], plain[5 : 5 + length], RECORD_MAX), Details, "commit details")
+    if len(plain) < 5 or (end := 5 + _LEN.unpack_from(plain, 1)[0]) > len(plain):
+        raise FormatError("commit details are cut short")
+    return codec.decode(compress.unsqueeze(plain[0], plain[5:end], RECORD_MAX), Details, "commit details")
 
 
 def encode(commit: Commit, device_seed: bytes) -> Signed:
