@@ -33,7 +33,7 @@ class Address:
     def __str__(self) -> str:
         """What a user sees: no token, no keys."""
         if self.socket:
-            return f"{SOCKET_SCHEME}://{quote(self.socket)}"
+            return f"{SOCKET_SCHEME}://{quote(self.socket, errors='surrogateescape')}"
         return f"{SCHEME}://{_bracketed(self.host)}:{self.port}"
 
 
@@ -65,11 +65,10 @@ def parse(line: str) -> Invite:
         query = {key: values[0] for key, values in parse_qs(parts.query, strict_parsing=True).items()}
         relay = from_hex(query["relay"], ID_LEN, "relay")
         vault = from_hex(query["vault"], VAULT_ID_LEN, "vault") if "vault" in query else b""
-        if parts.scheme == SOCKET_SCHEME and parts.path:
-            return Invite(
-                Address(relay, socket=unquote(parts.path)), from_hex(query["token"], TOKEN_LEN, "token"), vault
-            )
-        if parts.scheme == SCHEME and parts.hostname:
+        if parts.scheme == SOCKET_SCHEME and parts.path and not parts.netloc:
+            address = Address(relay, socket=unquote(parts.path, errors="surrogateescape"))
+            return Invite(address, from_hex(query["token"], TOKEN_LEN, "token"), vault)
+        if parts.scheme == SCHEME and parts.hostname and parts.port != 0:
             address = Address(relay, parts.hostname, parts.port or PORT, from_hex(query["cert"], ID_LEN, "cert"))
             return Invite(address, from_hex(parts.path.removeprefix("/"), TOKEN_LEN, "token"), vault)
     except (ValueError, KeyError, FormatError):
