@@ -46,9 +46,7 @@ class Debouncer:
     `top` is the source's directory if paths are absolute: nothing is ever collapsed beyond it.
     """
 
-    def __init__(
-        self, settle_s: float = 2.0, max_wait_s: float = 30.0, limit: int = 50_000, top: bytes = b""
-    ) -> None:
+    def __init__(self, settle_s: float = 2.0, max_wait_s: float = 30.0, limit: int = 50_000, top: bytes = b"") -> None:
         if not (settle_s >= 0 and max_wait_s >= 0 and limit >= 1):
             raise UsageError("settling times must not be negative and the limit must be at least 1")
         self._settle_s = settle_s
