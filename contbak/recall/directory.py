@@ -24,7 +24,7 @@ from contbak.core import commit, frame, pack
 from contbak.core.codec import Record, decode
 from contbak.core.crypto import digest, vault_id
 from contbak.core.errors import FormatError, NotFound, StoreError, UsageError, WrongKey
-from contbak.core.messages import RELAY, Head, Listed, PackInfo, VaultInfo
+from contbak.core.messages import RELAY, Listed, PackInfo, VaultInfo
 from contbak.core.messages import Place as Spot
 from contbak.core.names import ID_LEN, VAULT_ID_LEN, VaultId, from_hex
 from contbak.store.kv import Kv, Writer
@@ -73,16 +73,9 @@ class DirectoryPlace:
             raise
 
     def vault(self) -> VaultInfo:
-        """What the directory tells of the vault; the devices' names are not in it."""
+        """What the directory tells of the vault: no devices and no heads, which only the records tell."""
         self._list_packs()
-        heads: dict[bytes, Head] = {}
-        for listed in self.commits():
-            with suppress(FormatError):
-                one = commit.decode(listed.record)
-                heads[one.device] = Head(one.device, one.commit.incarnation, one.commit.sequence, one.id)
-        return VaultInfo(
-            self._vault, self._name(), len(self._roots), sum(self._lengths), (), tuple(heads[d] for d in sorted(heads))
-        )
+        return VaultInfo(self._vault, self._name(), len(self._roots), sum(self._lengths), (), ())
 
     def commits(self) -> Iterator[Listed]:
         """The records in the order of acceptance; those without a known place in it come last, by device and number.
@@ -134,6 +127,10 @@ class DirectoryPlace:
         self._index.close()
         shutil.rmtree(self._temp, ignore_errors=True)
 
+    def _tell(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
     # -- packs --------------------------------------------------------------------------------------------------
 
     def _list_packs(self) -> None:
@@ -146,7 +143,7 @@ class DirectoryPlace:
                 try:
                     root = from_hex(name.rpartition("/")[2], ID_LEN, "a pack's name")
                 except FormatError:
-                    self.problems.append(f"{self.label}: {name} is no pack and was passed over")
+                    self._tell(f"{self.label}: {name} is no pack and was passed over")
                     continue
                 self._roots.append(root)
                 self._lengths.append(length)
@@ -192,9 +189,9 @@ class DirectoryPlace:
         try:
             rows = pack.scan(self._store.get(_pack_name(root)))
         except StoreError as error:
-            self.problems.append(f"pack {root.hex()} cannot be read: {error}")
+            self._tell(f"pack {root.hex()} cannot be read: {error}")
             return ()
-        self.problems.append(f"pack {root.hex()}: {reason}; {len(rows)} frames were found by searching it")
+        self._tell(f"pack {root.hex()}: {reason}; {len(rows)} frames were found by searching it")
         return rows
 
     def _directory(self, root: bytes, length: int) -> list[pack.Row]:
@@ -227,7 +224,7 @@ class DirectoryPlace:
     def _name(self) -> str:
         with suppress(FormatError, StoreError):
             return _vault_record(self._store.get("vault"), self._vault).name
-        self.problems.append(f"{self.label}: the vault's own record is damaged; its name is unknown")
+        self._tell(f"{self.label}: the vault's own record is damaged; its name is unknown")
         return ""
 
     def _order(self) -> dict[bytes, tuple[int, int]]:
@@ -241,7 +238,7 @@ class DirectoryPlace:
                     raise FormatError("damaged")
                 out[id_] = (int(name.rpartition("/")[2], 16), received)
             except (struct.error, ValueError, FormatError, StoreError):
-                self.problems.append(f"{self.label}: {name} is damaged; when that commit was received is unknown")
+                self._tell(f"{self.label}: {name} is damaged; when that commit was received is unknown")
         return out
 
     def _record(self, name: str, id_: bytes) -> bytes:
@@ -253,7 +250,7 @@ class DirectoryPlace:
             return raw
         self._list_packs()
         for record in self._copy(id_):
-            self.problems.append(f"commit {id_.hex()}: its record is damaged and came from a copy")
+            self._tell(f"commit {id_.hex()}: its record is damaged and came from a copy")
             return record
         return raw
 
@@ -269,7 +266,7 @@ class DirectoryPlace:
                 with suppress(FormatError):
                     one = commit.decode(record)
                     done.add(id_)
-                    self.problems.append(f"commit {id_.hex()}: its record was lost and came from a copy")
+                    self._tell(f"commit {id_.hex()}: its record was lost and came from a copy")
                     yield (one.device, one.commit.sequence), record
                     break
 
