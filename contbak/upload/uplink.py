@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import ssl
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -340,17 +340,17 @@ class Uplink:
     async def _drive(self) -> None:
         """Spells of work, and between them waits that grow as long as nothing succeeds."""
         while True:
-            progress = self._progress
             attempts = tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception(lambda error: isinstance(error, ContbakError)),
+                retry=tenacity.retry_if_exception_type(ContbakError),
                 wait=tenacity.wait_random_exponential(multiplier=0.5, max=WAIT_MAX_S),
+                stop=self._got_through(self._progress),  # then short waits again
+                retry_error_callback=lambda _: None,
                 sleep=self._sleep,
             )
-            async for attempt in attempts:
-                with attempt:
-                    await self._spell()
-                if progress != self._progress:
-                    break  # something got through: short waits again
+            await attempts(self._spell)
+
+    def _got_through(self, before: int) -> Callable[[tenacity.RetryCallState], bool]:
+        return lambda _: self._progress != before
 
     async def _sleep(self, seconds: float) -> None:
         """Waits, but not longer than until there is new work."""
