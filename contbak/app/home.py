@@ -5,9 +5,12 @@ CONTBAK_HOME=DIR puts everything under DIR; otherwise the XDG directories (platf
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +96,18 @@ def find_home() -> Home:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     run = Path(runtime) / "contbak" if runtime else Path(dirs.user_state_dir) / "run"
     return Home(Path(dirs.user_config_dir), Path(dirs.user_data_dir), Path(dirs.user_state_dir), run)
+
+
+@contextlib.contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Only one process works on the agent's state.  Raises Refused."""
+    home.make()
+    with open(home.lock, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused("contbak is at work here already; see 'contbak status'") from None
+        yield
 
 
 def _short(path: Path) -> Path:

@@ -130,3 +130,8 @@ def load(directory: Path) -> Keys:
     for name in bad:
         replace_file(directory / name, found[0])
     return Keys(codec.decode(found[0][len(MAGIC) : -ID_LEN], KeyRecord, "the key file"))
+
+
+def opens(root: bytes, keys: Keys) -> bool:
+    """Whether `root` is the root secret of the vault of `keys`."""
+    return OwnerKeys.from_root(root).writer == keys.writer

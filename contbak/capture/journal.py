@@ -11,7 +11,7 @@ Times are milliseconds since 1970 and informational.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -103,14 +103,19 @@ class Journal:
             if now is not None and now.generation == change.generation:
                 rows.delete("changes", key)
 
-    def count(self, source: SourceId) -> tuple[int, int | None]:
-        """(how many changes wait, since when the oldest of them does)."""
+    def count(self, source: SourceId, covered: Collection[tuple[bytes, int]] = ()) -> tuple[int, int | None]:
+        """(how many changes wait, since when the oldest of them does).
+
+        Left out: those that failed before, which are told as problems, and `covered` ones, (path, generation).
+        """
         number, oldest = 0, None
         with self._kv.read() as rows:
             for _, raw in rows.items("changes", prefix=source):
+                change = codec.decode(raw, Change, "a journaled change")
+                if change.tries or (change.path, change.generation) in covered:
+                    continue
                 number += 1
-                since = codec.decode(raw, Change, "a journaled change").since_ms
-                oldest = since if oldest is None else min(oldest, since)
+                oldest = change.since_ms if oldest is None else min(oldest, change.since_ms)
         return number, oldest
 
     # -- gaps -------------------------------------------------------------------------------------------------

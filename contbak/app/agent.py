@@ -1,0 +1,483 @@
+"""The agent: turns what the journal owes into acknowledged commits, one batch of one source at a time.
+
+    journal -> Scan -> workers -> spool -> Uplink -> commit -> receipt -> proofs, journal cleared
+
+Rules: the journal is cleared only by a receipt; at most one commit is pending; a chain that the relay knows
+otherwise (state lost, restored, cloned) is never argued with: a new incarnation begins and everything is looked at
+again, which costs reading and hardly any sending.  Everything that blocks runs in one thread, so that journal,
+proofs and ledger have one user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from contbak.app.batch import Batch, Tally, Work
+from contbak.app.config import Settings, Source
+from contbak.app.embedded import EmbeddedRelay
+from contbak.app.home import Home
+from contbak.app.keyfile import Keys
+from contbak.app.lost import paths_of
+from contbak.capture import journal as journals
+from contbak.capture import proofs as proof_tables
+from contbak.capture.journal import Change, Gap, Journal, Problem
+from contbak.capture.proofs import Proofs, Totals
+from contbak.capture.scan import Prune, Scan
+from contbak.core import commit as commits
+from contbak.core.chunker import check_engine
+from contbak.core.commit import NO_PREVIOUS, Commit, Details, Signed, Witness
+from contbak.core.crypto import AEGIS, XCHACHA
+from contbak.core.errors import ContbakError, NotFound, StoreError, Unreachable
+from contbak.core.excludes import Excludes
+from contbak.core.frame import NODE, Chunk
+from contbak.core.invite import Address
+from contbak.core.messages import Head, Session
+from contbak.core.names import ChunkId, CommitId, PackId, SourceId
+from contbak.core.transfer import HeadMismatch, MissingChunks
+from contbak.store.kv import Kv
+from contbak.upload import chain as chains
+from contbak.upload import known as knowns
+from contbak.upload.bundle import Bundler, Packed, Seal
+from contbak.upload.chain import Chain, Ledger, Pending, SourceState
+from contbak.upload.commit import CommitWriter, Places, Roots, sealed_details
+from contbak.upload.known import Known
+from contbak.upload.orders import Setup
+from contbak.upload.spool import Spool
+from contbak.upload.uplink import Credentials, Uplink
+from contbak.upload.workers import Workers
+
+T = TypeVar("T")
+
+TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
+PROGRAM = "contbak 0.1.0"
+READER = "contbak.capture.reader:Reader"
+COMMIT_ROWS = 100_000
+COMMIT_BYTES = 2 << 30
+"""A long batch is committed in steps of this size, so that an interruption costs at most one of them."""
+RESUPPLY_MAX = 10
+_RECENT = 64
+
+
+class StartedOver(ContbakError):
+    """The relay knows another history of this device than we do; everything will be looked at again."""
+
+
+class Agent:
+    """Everything between a change and its receipt.  Made for one event loop; `open` before use, `close` after."""
+
+    def __init__(self, home: Home, settings: Settings, keys: Keys, address: Address, embedded: bool) -> None:
+        self.home = home
+        self.settings = settings
+        self.keys = keys
+        self.alarm: Callable[[str], None] = lambda text: None
+        """Called with one sentence when something happened that a person should know."""
+        self.local: Callable[[Signed, bool], None] = lambda signed, last: None
+        """Called when a commit is durable on this machine; `last`: it is the last of its batch."""
+        self.tally = Tally()
+        """What the batch under way has done so far."""
+        self.covered: frozenset[tuple[bytes, int]] = frozenset()
+        """Changes (path, generation) that the pending commit includes."""
+        self._seal = Seal(keys.writer, keys.device, AEGIS if _has_aes() else XCHACHA)
+        self.address = address
+        self._relay = EmbeddedRelay(home) if embedded else None
+        self._thread = ThreadPoolExecutor(1, "contbak-journal")
+        self._busy = asyncio.Lock()
+        self._room = asyncio.Event()
+        self._unsealed: dict[PackId, asyncio.Task[None]] = {}
+        self._recent: list[bytes] = []
+        self._checked: Session | None = None
+        self._sealed_packs = 0
+        self._opened = False
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens the state (rebuilding what is damaged), starts workers and uplink.  Raises ContbakError."""
+        check_engine()
+        self._loop = asyncio.get_running_loop()
+        self.home.make()
+        if self._relay is not None:
+            await self._relay.start()
+        await self.run(self._open_state)
+        setup = Setup(
+            self._seal, str(self.home.spool), READER, str(self.home.scratch), self.settings.nice
+        )
+        self.workers = Workers(setup, self._have, self._on_pack)
+        self.uplink = Uplink(self.address, Credentials(self.keys.writer.vault, self.keys.device_seed), self.spool)
+        await self.uplink.start()
+        await self.workers.start(self.settings.workers or os.cpu_count() or 1)
+        self._opened = True
+        for root in await self.run(self.spool.packs):
+            self._offer(root)
+        self._check_room()
+
+    def _open_state(self) -> None:
+        self.kv = Kv.open(self.home.journal, TABLES, on_damage=lambda reason: self.alarm(
+            f"the agent's state was damaged and is made again by reading everything: {reason}"
+        ))  # fmt: skip
+        self.journal, self.ledger, self.known = Journal(self.kv), Ledger(self.kv), Known(self.kv)
+        self.home.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.spool = Spool(self.home.spool, self.settings.spool_mib << 20)
+        for _, reason in self.spool.clear():
+            self.alarm(f"a damaged pack was dropped from the spool and will be made again: {reason}")
+        self._chain = self.ledger.chain()
+        self._sealed_packs = self._chain.packs if self._chain else 0
+
+    async def close(self) -> None:
+        """Ends in order; what is under way is done again next time."""
+        if self._opened:
+            await self.workers.stop()
+            await self.uplink.close()
+            for task in self._unsealed.values():
+                task.cancel()
+            await asyncio.gather(*self._unsealed.values(), return_exceptions=True)
+        if self._relay is not None:
+            await self._relay.stop()
+        if hasattr(self, "kv"):
+            await self.run(self.kv.close)
+        self._thread.shutdown()
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Runs `function` in the agent's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    # -- the main job -----------------------------------------------------------------------------------------
+
+    async def protect(self, source: Source, work: Work) -> tuple[Tally, CommitId | None]:
+        """Looks at `work` and returns when all that differs is acknowledged by the relay.
+
+        Returns what was done and the newest commit of the source.  Raises StartedOver, StoreError, Vanished (the
+        source is not there).
+        """
+        async with self._busy:
+            await self._finish_pending()
+            await self._compare_heads()
+            proofs = Proofs(self.kv, source.source_id)
+            scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
+            batch = Batch(source, work, scan, proofs, self.workers)
+            self.tally = batch.tally
+            done = False
+            while not done:
+                done = await batch.fill(self.run, COMMIT_ROWS, COMMIT_BYTES)
+                await self._commit_all(source, batch, proofs, done)
+            await self.run(lambda: self._tidy(source, batch))
+            state = await self.run(lambda: self.ledger.state(source.source_id))
+            return batch.tally, CommitId(state.commit) if state.commit else None
+
+    async def resume(self) -> None:
+        """Brings a commit that was pending when the agent last ended to its receipt."""
+        async with self._busy:
+            await self._finish_pending()
+
+    async def _commit_all(self, source: Source, batch: Batch, proofs: Proofs, done: bool) -> None:
+        """Commits what is staged; supplies again what the relay has lost, until it accepts."""
+        for _ in range(RESUPPLY_MAX):
+            pending = await self._begin(source, batch, proofs, done)
+            if pending is None:
+                return
+            try:
+                await self._deliver(pending)
+                return
+            except MissingChunks as missing:
+                again = await self._withdraw(pending, missing.ids)
+                scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
+                extra = Batch(source, Work(tuple(again)), scan, proofs, self.workers)
+                await extra.fill(self.run, 1 << 62, 1 << 62)
+        raise StoreError("the relay keeps losing what it was sent; 'contbak-relay verify' on it may say why")
+
+    async def _begin(self, source: Source, batch: Batch, proofs: Proofs, done: bool) -> Pending | None:
+        """Makes the commit of what is staged; from its return on it is durable here.  None: nothing changed."""
+        complete = done and batch.work.whole
+        chain = await self._the_chain()
+        state = await self.run(lambda: self.ledger.state(source.source_id))
+        if not await self.run(proofs.any_staged) and (not complete or state.complete):
+            return None
+        witnesses = self._witnesses()
+        pending = await self.run(
+            lambda: self._build(source, batch, proofs, chain, state, complete or state.complete, witnesses)
+        )
+        self._chain = await self.run(self.ledger.chain)
+        if done:
+            self.covered = frozenset((change.path, change.generation) for change in batch.work.changes)
+        self.local(commits.decode(pending.record), done)
+        return pending
+
+    def _build(
+        self, source: Source, batch: Batch, proofs: Proofs, chain: Chain, state: SourceState, complete: bool,
+        witnesses: tuple[Witness, ...],
+    ) -> Pending:  # fmt: skip
+        totals = proofs.totals(Totals(state.files, state.entries, state.size))
+        changes = (((row.dir_id, row.name), row.entry) for row in proofs.staged())
+        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
+        places = Places(self.ledger.node, self.ledger.keep_nodes, self.known.have)
+        built = CommitWriter(self.keys.writer, bundler, places).build(
+            Roots(state.base, state.runs, state.run_rows), changes, chain.record
+        )
+        packs = [*built.packs, *bundler.flush()]
+        details = Details(
+            self.keys.device_name, source.name, source.top, totals.files, totals.entries, totals.size,
+            totals.new, totals.changed, totals.gone, complete, PROGRAM,
+        )  # fmt: skip
+        roots = built.roots
+        record = Commit(
+            1, self.keys.writer.vault, self.keys.device, chain.incarnation, chain.sequence + 1, chain.head,
+            time.time_ns() // 1_000_000, source.source_id, roots.base, roots.runs, witnesses,
+            sealed_details(details, self._seal, os.urandom),
+        )  # fmt: skip
+        signed = commits.encode(record, self.keys.device_seed)
+        for packed in packs:
+            self._offer_soon(packed)
+        needs = [*self._unsealed, *(packed.root for packed in packs)]
+        self.known.flush()
+        self.spool.sync(root for root in needs if self.spool.path_of(root).exists())
+        after = SourceState(
+            roots.base, roots.runs, roots.run_rows, totals.files, totals.entries, totals.size, complete,
+            signed.id, signed.commit.time_ms,
+        )  # fmt: skip
+        tally = batch.tally
+        tally.new, tally.changed, tally.gone = (
+            tally.new + totals.new, tally.changed + totals.changed, tally.gone + totals.gone
+        )  # fmt: skip
+        pending = Pending(
+            source.source_id, signed.raw, tuple(dict.fromkeys(needs)), after, tuple(built.obsolete), batch.work.since_ms
+        )
+        self.ledger.begin(
+            pending, Chain(chain.incarnation, signed.commit.sequence, chain.head, chain.record, self._sealed_packs)
+        )
+        return pending
+
+    async def _deliver(self, pending: Pending) -> None:
+        """Returns when the relay has acknowledged the commit and that is on record.  Raises MissingChunks."""
+        if not pending.receipt:
+            signed = commits.decode(pending.record)
+            needs = [PackId(root) for root in pending.needs if root in self._unsealed]
+            try:
+                receipt = await self.uplink.commit(signed, needs)
+            except HeadMismatch as other:
+                await self._start_over(other.head)
+                raise StartedOver("the relay knows another history of this device; everything is read again") from None
+            pending = await self.run(lambda: self.ledger.note_receipt(pending, receipt))
+        await self.run(lambda: self._acknowledge(pending))
+
+    def _acknowledge(self, pending: Pending) -> None:
+        signed = commits.decode(pending.record)
+        Proofs(self.kv, SourceId(pending.source)).confirm()
+        assert self._chain is not None
+        chain = Chain(self._chain.incarnation, self._chain.sequence, signed.id, signed.raw, self._sealed_packs)
+        with self.kv.write() as rows:
+            self.ledger.acknowledge(rows, pending, chain)
+        self._chain = chain
+        self.covered = frozenset()
+        self._recent = [*self._recent[-_RECENT:], signed.id]
+
+    def _tidy(self, source: Source, batch: Batch) -> None:
+        """After the last receipt of a batch: its changes and gaps are done, its failures are on record."""
+        id_, work, failed = source.source_id, batch.work, batch.tally.failed
+        now = int(time.time() * 1000)
+        tries = {change.path: change.tries for change in work.changes}
+        with self.kv.write() as rows:
+            self.journal.settle(rows, id_, [change for change in work.changes if change.path not in failed])
+            for gap in work.gaps:
+                self.journal.close_gap(rows, id_, gap)
+            for problem in list(self.journal.problems(id_)):
+                if problem.path not in failed and work.covers(problem.path):
+                    self.journal.resolve(rows, id_, problem.path)
+            for path, reason in failed.items():
+                self.journal.report(rows, id_, Problem(path, reason, now))
+        if failed:
+            self.journal.add(
+                id_, [Change(path, 0, now, True, tries.get(path, 0) + 1) for path in failed]
+            )
+        if batch.links_wanted:
+            self.journal.open_gap(id_, Gap(b"", 0, now, "a file gained or lost a hard link elsewhere", quiet=True))
+
+    # -- what can happen to a chain -----------------------------------------------------------------------------
+
+    async def _finish_pending(self) -> None:
+        pending = await self.run(self.ledger.pending)
+        if pending is None:
+            return
+        try:
+            await self._deliver(pending)
+        except MissingChunks as missing:
+            again = await self._withdraw(pending, missing.ids)
+            await self.run(lambda: self.journal.add(SourceId(pending.source), again))
+            await self.run(Proofs(self.kv, SourceId(pending.source)).drop_staged)
+
+    async def drop_leftovers(self, sources: Sequence[Source]) -> None:
+        """At start, with no commit pending: what was staged is looked at again."""
+        if await self.run(self.ledger.pending) is None:
+            for source in sources:
+                await self.run(Proofs(self.kv, source.source_id).drop_staged)
+
+    async def _withdraw(self, pending: Pending, ids: Collection[ChunkId]) -> list[Change]:
+        """The relay lacks `ids`: supplies nodes at once; returns the files to read again for the rest."""
+        self.alarm(f"the relay lacks {len(ids)} chunks that it had or was sent; they are supplied again")
+        assert self._chain is not None
+        chain = self._chain
+        return await self.run(lambda: self._find_lost(pending, chain, set(ids)))
+
+    def _find_lost(self, pending: Pending, chain: Chain, ids: set[ChunkId]) -> list[Change]:
+        self.known.doubt(ids)
+        for packed in self._supply(ids):
+            self._offer_soon(packed)
+        paths = paths_of(pending.after, self.ledger.node, ids)
+        self.ledger.withdraw(chain)
+        now = int(time.time() * 1000)
+        return [Change(path, 0, now, False, forced=True) for path in paths]
+
+    def _supply(self, ids: Collection[ChunkId]) -> list[Packed]:
+        """Packs with those of the nodes `ids` that are at hand."""
+        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
+        packs: list[Packed] = []
+        for id_ in ids:
+            with suppress(NotFound):
+                node = self.ledger.node(id_)
+                packs += bundler.add(Chunk(id_, node.payload, node.refs), NODE)
+        return [*packs, *bundler.flush()]
+
+    async def _the_chain(self) -> Chain:
+        """The end of our chain; asks the relay on the first run or after the state was lost."""
+        if self._chain is None:
+            session = await self._connected()
+            head = session.head
+            self._chain = Chain(
+                os.urandom(commits.INCARNATION_LEN),
+                head.sequence if head else 0,
+                head.commit if head else NO_PREVIOUS,
+                packs=self._sealed_packs,
+            )
+            chain = self._chain
+            await self.run(lambda: self.ledger.save_chain(chain))
+        return self._chain
+
+    async def _connected(self) -> Session:
+        wait = 0.2
+        while True:
+            try:
+                return await self.uplink.connected()
+            except Unreachable:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 30.0)
+
+    async def _compare_heads(self) -> None:
+        """Finds out at a new login whether the relay's end of our chain is ours."""
+        session = self.uplink.session
+        if session is None or session is self._checked or self._chain is None:
+            return
+        self._checked = session
+        there = session.head.commit if session.head else NO_PREVIOUS
+        if there != self._chain.head and there not in self._recent:
+            await self._start_over(session.head)
+            raise StartedOver("the relay knows another history of this device; everything is read again")
+
+    async def _start_over(self, head: Head | None) -> None:
+        """A new incarnation on top of what the relay has."""
+        self.alarm(
+            "the relay's newest commit of this device is not the one known here (a restored or copied machine, or a "
+            "relay that was set back): a new incarnation begins and everything is read again"
+        )
+        await self.run(lambda: self._forget_state(head))
+
+    def _forget_state(self, head: Head | None) -> None:
+        sequence = max(head.sequence if head else 0, self._chain.sequence if self._chain else 0)
+        self._sealed_packs = 0
+        self._chain = Chain(os.urandom(commits.INCARNATION_LEN), sequence, head.commit if head else NO_PREVIOUS)
+        self.known.forget()
+        self.ledger.forget_trees()
+        with self.kv.write() as rows:
+            for table in proof_tables.TABLES:
+                rows.clear(table)
+        self.ledger.withdraw(self._chain)
+
+    def _witnesses(self) -> tuple[Witness, ...]:
+        session = self.uplink.session
+        heads = session.heads if session is not None else ()
+        return tuple(Witness(head.device[:8], head.sequence, head.commit) for head in heads[: commits.WITNESSES_MAX])
+
+    # -- packs --------------------------------------------------------------------------------------------------
+
+    async def _have(self, ids: Sequence[ChunkId]) -> Sequence[bool]:
+        """Whether the vault has these: from our own records, then from the relay if others write there too."""
+        await self._room.wait()
+        have = await self.run(lambda: self.known.have(ids))
+        unknown = [id_ for id_, there in zip(ids, have, strict=True) if not there]
+        if unknown and self._others_wrote():
+            with suppress(ContbakError):
+                answers = await self.uplink.have(unknown)
+                found = {id_ for id_, there in zip(unknown, answers, strict=True) if there}
+                self.known.note(found)
+                have = [there or id_ in found for id_, there in zip(ids, have, strict=True)]
+        return have
+
+    def _others_wrote(self) -> bool:
+        session = self.uplink.session
+        if session is None:
+            return False
+        return session.foreign > 0 or bool(session.heads) or session.packs > self._sealed_packs
+
+    def _on_pack(self, packed: Packed) -> None:
+        self.known.note(packed.ids)
+        self._offer(packed.root)
+        self._check_room()
+
+    def _offer_soon(self, packed: Packed) -> None:
+        """From the agent's thread: have a pack sent."""
+        self.known.note(packed.ids)
+        loop = self._loop
+        asyncio.run_coroutine_threadsafe(self._offer_now(packed.root), loop).result()
+
+    async def _offer_now(self, root: PackId) -> None:
+        self._offer(root)
+
+    def _offer(self, root: PackId) -> None:
+        if root in self._unsealed:
+            return
+        try:
+            self.uplink.offer(root)
+        except ContbakError as error:
+            self.alarm(f"a pack in the spool cannot be sent and will be made again: {error}")
+            return
+        self._unsealed[root] = asyncio.create_task(self._until_sealed(root))
+
+    async def _until_sealed(self, root: PackId) -> None:
+        try:
+            await self.uplink.sealed(root)
+            self._sealed_packs += 1
+        except ContbakError as error:
+            self.alarm(f"a pack was refused and will be made again: {error}")
+        del self._unsealed[root]
+        await self.run(lambda: self.spool.remove(root))
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self.spool.over_budget:
+            self._room.clear()
+        else:
+            self._room.set()
+
+
+def prune_of(home: Home, source: Source) -> Prune:
+    """What is left out of a source: its excludes, and the agent's own places."""
+    excludes = Excludes(source.exclude)
+    top = os.path.realpath(source.top)
+    prefix = b"/" if top == b"/" else top + b"/"
+    own = frozenset(place[len(prefix) :] for place in home.own_places() if place.startswith(prefix))
+    if not own:
+        return excludes.excluded
+    return lambda path, is_dir: path in own or excludes.excluded(path, is_dir)
+
+
+def _has_aes() -> bool:
+    """Whether the processor has AES instructions; unknown counts as no."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as facts:
+            return any(line.startswith(("flags", "Features")) and " aes" in line for line in facts)
+    except OSError:
+        return False

@@ -1,0 +1,176 @@
+"""One batch: from changes and gaps of one source to staged entries, all their chunks in finished packs.
+
+The comparing (system calls, lmdb) runs in one thread of the agent, the reading in the workers; this module keeps
+them both busy and collects what comes back.  A file that fails is reported and left; the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+from contbak.app.config import Source
+from contbak.capture.journal import Change, Gap
+from contbak.capture.proofs import Proof, Proofs, void
+from contbak.capture.scan import Read, Scan, Trouble
+from contbak.core.errors import ContbakError, SourceError, StoreError, Unsettled, Vanished
+from contbak.upload.workers import Done, Failed, Workers
+
+T = TypeVar("T")
+InThread = Callable[[Callable[[], T]], Awaitable[T]]
+
+_PART = 256
+_RACY_NS = 20_000_000
+"""A file that changed less than this before it was read may change again within the same tick of its clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a batch is to look at."""
+
+    changes: tuple[Change, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it includes everything in the source."""
+        return any(gap.path == b"" for gap in self.gaps) or any(c.path == b"" and c.subtree for c in self.changes)
+
+    @property
+    def since_ms(self) -> int:
+        """When the oldest of it came up."""
+        return min((*(change.since_ms for change in self.changes), *(gap.since_ms for gap in self.gaps)), default=0)
+
+    def covers(self, path: bytes) -> bool:
+        """Whether the batch looks at `path`."""
+        return any(c.path == path or (c.subtree and _under(path, c.path)) for c in self.changes) or any(
+            _under(path, gap.path) for gap in self.gaps
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a batch did.  Bytes are of file content; new, changed, gone count names that were committed."""
+
+    seen: int = 0
+    unchanged: int = 0
+    read_files: int = 0
+    read_bytes: int = 0
+    new_bytes: int = 0
+    torn: int = 0
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    failed: dict[bytes, str] = field(default_factory=dict)
+
+
+class Batch:
+    """Made for one Work; `fill` may be called several times, with a commit in between."""
+
+    def __init__(self, source: Source, work: Work, scan: Scan, proofs: Proofs, workers: Workers) -> None:
+        self.work = work
+        self.tally = Tally()
+        self._top = source.top
+        self._scan = scan
+        self._proofs = proofs
+        self._workers = workers
+        self._findings = self._look()
+        self._results: list[tuple[Read, Done, int]] = []
+        self._broken: ContbakError | None = None
+        self._retry: list[Read] = []
+
+    @property
+    def links_wanted(self) -> bool:
+        """A file gained or lost names that nobody told of: the source should be scanned."""
+        return self._scan.links_wanted and not self.work.whole
+
+    async def fill(self, thread: InThread[object], max_rows: int, max_bytes: int) -> bool:
+        """Stages entries until all is looked at (True) or there is enough for one commit (False).
+
+        Raises StoreError if the spool cannot take more.
+        """
+        rows = size = 0
+        done = False
+        while not done and rows < max_rows and size < max_bytes:
+            part = await _in(thread, lambda: list(islice(self._findings, _PART)))
+            done = not part
+            for found in part:
+                rows += 1
+                if isinstance(found, Trouble):
+                    self.tally.failed[found.path] = found.reason
+                else:
+                    size += found.size
+                    await self._submit(found, False)
+            await self._stage(thread)
+            self.tally.seen, self.tally.unchanged = self._scan.counts.seen, self._scan.counts.unchanged
+        await self._workers.flush()
+        while self._retry:
+            again, self._retry = self._retry, []
+            for found in again:
+                await self._submit(found, True)
+            await self._workers.flush()
+        await asyncio.sleep(0)  # the callbacks of the last futures
+        await self._stage(thread)
+        if done:
+            await _in(thread, self._scan.finish)
+        await _in(thread, self._proofs.flush)
+        if self._broken is not None:
+            raise self._broken
+        return done
+
+    def _look(self) -> Iterator[Read | Trouble]:
+        for gap in self.work.gaps:
+            yield from self._scan.look(gap.path, subtree=True)
+        for change in self.work.changes:
+            yield from self._scan.look(change.path, change.subtree, change.forced)
+
+    async def _submit(self, found: Read, allow_torn: bool) -> None:
+        asked_ns = time.time_ns()
+        future = await self._workers.submit(os.path.join(self._top, found.path), allow_torn)
+        future.add_done_callback(lambda done: self._collect(found, asked_ns, done))
+
+    def _collect(self, found: Read, asked_ns: int, future: asyncio.Future[Done | Failed]) -> None:
+        if future.cancelled():
+            return
+        result = future.result()
+        if isinstance(result, Done):
+            self._results.append((found, result, asked_ns))
+        elif isinstance(result.error, Unsettled):
+            self._retry.append(found)
+        elif isinstance(result.error, Vanished):
+            pass  # its deletion is an event of its own, and the next scan sees it too
+        elif isinstance(result.error, SourceError):
+            self.tally.failed[found.path] = result.error.reason
+        elif isinstance(result.error, StoreError):
+            self._broken = result.error
+        else:
+            self.tally.failed[found.path] = str(result.error)
+
+    async def _stage(self, thread: InThread[object]) -> None:
+        results, self._results = self._results, []
+        if results:
+            await _in(thread, lambda: self._stage_all(results))
+
+    def _stage_all(self, results: list[tuple[Read, Done, int]]) -> None:
+        for found, done, asked_ns in results:
+            entry, fingerprint = done.entry, done.fingerprint
+            if done.torn or asked_ns - max(entry.mtime, entry.ctime) < _RACY_NS:
+                fingerprint = void(fingerprint)
+            self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
+            self.tally.read_files += 1
+            self.tally.read_bytes += done.length
+            self.tally.new_bytes += done.new_bytes
+            self.tally.torn += done.torn
+
+
+async def _in(thread: InThread[object], function: Callable[[], T]) -> T:
+    return await thread(function)  # type: ignore[return-value]
+
+
+def _under(path: bytes, top: bytes) -> bool:
+    return not top or path == top or path.startswith(top + b"/")
