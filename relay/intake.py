@@ -135,38 +135,41 @@ class Intake:
                 self._arrivals.drop(arrival)
 
     def _seal(self, arrival: Arrival, device: DeviceId) -> None:
-        plan = arrival.plan
+        plan, name = arrival.plan, pack_name(self.vault, arrival.plan.root)
+        standing = self._standing(name)
         try:
-            contents = check_sealed(arrival.path, plan, self.vault, writer_of(device))
+            contents = check_sealed(standing or arrival.path, plan, self.vault, writer_of(device))
         except FormatError as error:
             self._arrivals.drop(arrival)
             raise invalid(str(error)) from None
-        name = pack_name(self.vault, plan.root)
-        self._clear_way(name)
+        if standing is None:
+            self._adopt(arrival, name)
+        else:
+            sync_directory(standing.parent)
+        self.index.add_pack(plan.root, contents)
+
+    def _adopt(self, arrival: Arrival, name: str) -> None:
         try:
             arrival.sync()
         except StoreError:  # the kernel may have dropped the bytes: they must come again, into a new file
             self._arrivals.drop(arrival)
             raise
-        try:
-            arrival.store.adopt(name, arrival.path)
-        except AlreadyExists:  # of an earlier seal that did not come to its index rows
-            sync_directory(arrival.store.path_of(name).parent)
-        self.index.add_pack(plan.root, contents)
+        arrival.store.adopt(name, arrival.path)
 
-    def _clear_way(self, name: str) -> None:
-        """A damaged pack in the place of the one that is being sealed is set aside."""
+    def _standing(self, name: str) -> Path | None:
+        """The pack in its place, if an earlier seal came so far; a damaged one there is set aside."""
         store = self._stores.find(name)
         if store is None:
-            return
+            return None
         path = store.path_of(name)
         try:
             with PackFile(path) as file:
                 if next(file.check_segments(file.plan()), None) is None:
-                    return
+                    return path
         except FormatError:
             pass
         set_aside(path, store.root, "damaged, and replaced by a whole one")
+        return None
 
     def _sealed(self, root: PackId) -> bool:
         row = self.index.pack(root)

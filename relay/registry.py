@@ -71,8 +71,8 @@ class Registry:
         self._top = top
         self._folder = top / "registry"
         self._lock = Lock()
-        for name in _FOLDERS:
-            (self._folder / name).mkdir(0o700, parents=True, exist_ok=True)
+        for folder in (self._folder, *(self._folder / name for name in _FOLDERS)):
+            folder.mkdir(0o700, exist_ok=True)
 
     # -- vaults
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from aiohttp import ClientError, hdrs, web
+from aiohttp.http import HttpProcessingError
 
 from contbak.core import codec, commit, messages, pack
 from contbak.core.errors import ContbakError, FormatError
@@ -39,8 +40,10 @@ _MSGPACK = "application/msgpack"
 _BYTES = "application/octet-stream"
 _THREADS = 6
 _BACKLOG = 256
+_LINGER_S = 2.0  # for a refused client to read why before the connection is gone
 
 _log = logging.getLogger(__name__)
+_http_log = logging.getLogger("relay.http")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,13 +193,27 @@ class Web:
         return await self._run(pool, self._service.use, who.vault, verb)
 
 
+class _Readable(logging.Filter):
+    """Keeps out of the log what is no HTTP at all: anyone can send that, as often as they like."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 class Server:
     """The endpoints, listening.  end_s: how long requests may take to end when it is closed."""
 
     def __init__(self, service: Service, end_s: float) -> None:
         self._web = Web(service)
+        _http_log.addFilter(_Readable())
         self._runner = web.AppRunner(
-            self._web.app(), access_log=None, auto_decompress=False, shutdown_timeout=end_s, keepalive_timeout=75.0
+            self._web.app(),
+            logger=_http_log,
+            access_log=None,
+            auto_decompress=False,
+            shutdown_timeout=end_s,
+            keepalive_timeout=75.0,
+            lingering_time=_LINGER_S,
         )
 
     async def listen_unix(self, bound: socket.socket) -> None:

@@ -5,9 +5,11 @@ of docs/protocol.md and not against their other reader.
 """
 
 import asyncio
+import copy
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import zlib
@@ -254,6 +256,16 @@ class Relay:
         how = ["--listen", "127.0.0.1:0"] if tls else ["--socket", str(self.socket)]
         self.tls = tls
         self.cli("init", *(part for store in self.stores for part in ("--store", str(store))), *how)
+
+    def moved(self, top):
+        """A copy of this relay, which does not run, in another place."""
+        made = copy.copy(self)
+        shutil.copytree(self.top, top)
+        made.top, made.home, made.socket = top, top / "home", top / "s"
+        made.stores = [top / store.name for store in self.stores]
+        settings = made.home / "config.toml"
+        settings.write_text(settings.read_text().replace(str(self.top), str(top)))
+        return made
 
     def environment(self):
         return {**os.environ, "CONTBAK_RELAY_HOME": str(self.home), "PYTHONPATH": str(ROOT)}

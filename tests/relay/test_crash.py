@@ -1,6 +1,7 @@
 """What was acknowledged is there: after kill -9 at random moments, without the index, with damaged files."""
 
 import asyncio
+import copy
 import random
 import shutil
 import threading
@@ -106,13 +107,21 @@ def test_kill_at_random_moments(tmp_path, seed):
 class Filled:
     """A relay that holds three backups of a device, stopped."""
 
-    def __init__(self, top, seed):
+    def __init__(self, top):
         self.relay = Relay(top).start()
-        self.device = Device(random.Random(seed))
+        self.device = Device(random.Random(1))
         self.line = self.relay.invite()
         self.backups = []
         asyncio.run(self._fill())
         self.stop()
+
+    def copy(self, top):
+        """The same in another place."""
+        made = copy.copy(self)
+        made.device = copy.copy(self.device)
+        made.line = self.line.replace(str(self.relay.top), str(top))
+        made.relay = self.relay.moved(top)
+        return made
 
     async def _fill(self):
         async with Peer(self.device, self.line) as peer:
@@ -170,9 +179,14 @@ class Filled:
         assert '"damage": []' in self.relay.cli("verify", "--json")
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return Filled(tmp_path_factory.mktemp("filled"))
+
+
 @pytest.fixture
-def filled(tmp_path, seed):
-    return Filled(tmp_path, seed)
+def filled(template, tmp_path):
+    return template.copy(tmp_path / "relay")
 
 
 def test_index_gone(filled):
