@@ -546,10 +546,18 @@ def test_a_storm_of_changes_leaves_every_directory_watched(
     home = follow(top)
     if lossy:
         monkeypatch.setattr(inotify.Inotify, "read", losing(random.Random(-seed)))
-    storm = threading.Thread(target=run_storm, args=(random.Random(seed), top, outside))
+    over = threading.Event()
+
+    def rage() -> None:
+        try:
+            run_storm(random.Random(seed), top, outside)
+        finally:
+            over.set()
+            home.follower.wake()
+
+    storm = threading.Thread(target=rage)
     storm.start()
-    while storm.is_alive():
-        home.follower.wake()
+    while not over.is_set():
         home.follower.turn()
     storm.join()
     monkeypatch.undo()
