@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,13 +57,28 @@ Progress = Callable[[Report], None]
 def wanted(places: Iterable[Located], in_place: bool = False) -> list[Wanted]:
     """What `restore` takes for paths that were located.
 
-    By basename, as `cp` does; or with `in_place` by the absolute path on the device, for the target b"/".
+    By basename, as `cp` does; those that share one go to DEVICE/whole/path instead.  With `in_place` by the
+    absolute path on the device, for the target b"/".
     """
-    out = []
-    for at in places:
-        name = at.absolute.lstrip(b"/")
-        out.append(Wanted(at.snapshot.roots, at.path, name if in_place else name.rpartition(b"/")[2]))
-    return out
+    found = list(dict.fromkeys(places))
+    if in_place:
+        return [Wanted(at.snapshot.roots, at.path, at.absolute.lstrip(b"/")) for at in found]
+    times = Counter(_basename(at) for at in found)
+    return [
+        Wanted(at.snapshot.roots, at.path, _basename(at) if times[_basename(at)] == 1 else _full_name(at))
+        for at in found
+    ]
+
+
+def _basename(at: Located) -> bytes:
+    return at.absolute.rpartition(b"/")[2]
+
+
+def _full_name(at: Located) -> bytes:
+    device = os.fsencode(at.snapshot.device_name.replace("/", "_").replace("\0", "_"))
+    if device in (b"", b".", b".."):
+        device = at.snapshot.device.hex().encode()
+    return device + b"/" + at.absolute.lstrip(b"/")
 
 
 def restore(
