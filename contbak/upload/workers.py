@@ -146,7 +146,9 @@ class Workers:
         """Starts `count` processes, 1 or more."""
         for _ in range(max(1, count)):
             hand = await self._start_one()
-            self._tenders.append(asyncio.create_task(self._tend(hand), name="worker"))
+            tender = asyncio.create_task(self._tend(hand), name="worker")
+            tender.add_done_callback(self._tender_ended)
+            self._tenders.append(tender)
 
     async def stop(self) -> None:
         """Ends the processes; what is under way is thrown away, and its futures are cancelled."""
@@ -262,8 +264,9 @@ class Workers:
     # -- reports ----------------------------------------------------------------------------------------------
 
     async def _on_report(self, hand: _Hand, report: Report) -> None:
-        hand.useful = True
-        self._false_starts = 0
+        if not isinstance(report, orders.Broken):
+            hand.useful = True
+            self._false_starts = 0
         if isinstance(report, orders.Claim):
             await self._on_claim(hand, report)
         elif isinstance(report, orders.Finished):
@@ -338,6 +341,12 @@ class Workers:
         self._hands[hand.id] = hand
         return hand
 
+    def _tender_ended(self, tender: asyncio.Task[None]) -> None:
+        """A callback of the app raised: nobody is left waiting, and `stop` raises it again."""
+        error = None if tender.cancelled() else tender.exception()
+        if error is not None:
+            self._give_up(f"{type(error).__name__}: {error}", last=True)
+
     async def _tend(self, hand: _Hand) -> None:
         """Listens to a worker; when it dies, to the one that takes its place."""
         while True:
@@ -351,7 +360,8 @@ class Workers:
             self.deaths += 1
             self._false_starts += not hand.useful
             if self._false_starts >= FALSE_STARTS_MAX:
-                self._give_up(hand)
+                reason = hand.broken.reason if hand.broken else f"they end at once, status {hand.process.returncode}"
+                self._give_up(reason, last=not self._hands)
                 return
             await asyncio.sleep(0.05 * self._false_starts**2)
             if self._stopping:
@@ -376,7 +386,8 @@ class Workers:
     def _bury(self, hand: _Hand, culprit: int) -> None:
         """A worker is dead: what it had and what counted on it is given out again."""
         del self._hands[hand.id]
-        self._spool.sweep(hand.process.pid)
+        with suppress(ContbakError):  # a spool out of reach is reported when it is written to
+            self._spool.sweep(hand.process.pid)
         void = self._claims.void(hand.id)
         lost = {number: self._open[number] for number in void if number in self._open}
         lost |= {number: task for number, task in hand.jobs.items() if task.number == number}
@@ -403,13 +414,16 @@ class Workers:
             return SourceError(task.path, "the process that read it died, more than once")
         return None
 
-    def _give_up(self, hand: _Hand) -> None:
-        """Workers die before they do anything: nothing will be read, and everyone is told why."""
-        reason = hand.broken.reason if hand.broken else f"they end at once with status {hand.process.returncode}"
-        self._stopping = not self._hands
-        for task in list(self._open.values()) if self._stopping else ():
-            self._end(task, Failed(task.path, ContbakError(f"the worker processes do not run: {reason}")))
-        self._queue.clear()
+    def _give_up(self, reason: str, last: bool) -> None:
+        """A worker does not run and will not; after the last one nothing is read any more, and everyone is told."""
+        if last:
+            self._stopping = True
+            for task in list(self._open.values()):
+                self._end(task, Failed(task.path, ContbakError(f"the worker processes do not run: {reason}")))
+            self._queue.clear()
+        for hand in self._hands.values() if last else ():
+            for waiting in hand.closing.values():
+                _resolve(waiting)
         self._notify()
 
 

@@ -138,7 +138,7 @@ def test_a_relay_that_is_away_is_waited_for(socket_relay, agent):
 def test_a_relay_that_is_killed_again_and_again_gets_everything(socket_relay, agent, seed):
     async def go():
         uplink, chance = await joined(agent, socket_relay), random.Random(seed)
-        for _ in range(6):
+        for _ in range(3):
             signed, needs = agent.backup(count=200, size=50_000)
             waiting = asyncio.create_task(uplink.commit(signed, needs))
             await asyncio.sleep(chance.random() * 0.15)
