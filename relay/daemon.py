@@ -69,6 +69,8 @@ async def _serve(top: Path, config: Config, identity: Identity, options: Options
     finally:
         await server.close()
         service.close()
+        with suppress(OSError):
+            os.unlink(options.socket or config.socket)
 
 
 async def _listen(top: Path, config: Config, identity: Identity, options: Options, server: Server) -> list[str]:

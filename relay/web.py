@@ -283,7 +283,7 @@ async def _body(request: web.Request, limit: int) -> bytes:
                 raise Problem(413, "too-large", f"the body is larger than {limit} bytes")
             parts.append(part)
     except TimeoutError:
-        raise Problem(408, "malformed", "the body came too slowly") from None
+        raise Problem(503, "slow", "the body came too slowly") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -56,7 +56,7 @@ def test_a_body_that_stops(tmp_path, monkeypatch):
     async def go():
         async with served(tmp_path) as (_, _, path):
             raw = await answer(path, b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
-            assert raw.startswith(b"HTTP/1.1 408") and b"too slowly" in raw and b"problem+json" in raw
+            assert raw.startswith(b"HTTP/1.1 503") and b"too slowly" in raw and b"problem+json" in raw
 
     asyncio.run(go())
 
@@ -69,7 +69,7 @@ def test_a_body_that_trickles(tmp_path, monkeypatch):
         async with served(tmp_path) as (_, _, path):
             head = b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
             raw = await answer(path, head, *[b"x"] * 20, pause=0.05)
-            assert raw.startswith(b"HTTP/1.1 408")
+            assert raw.startswith(b"HTTP/1.1 503")
 
     asyncio.run(go())
 
