@@ -151,27 +151,34 @@ class Workers:
             self._tenders.append(tender)
 
     async def stop(self) -> None:
-        """Ends the processes; what is under way is thrown away, and its futures are cancelled."""
+        """Ends the processes; what is under way is thrown away, and its futures are cancelled.
+
+        Raises what `known` or `on_pack` raised, if one did.
+        """
         self._stopping = True
         for hand in self._hands.values():
             if hand.process.stdin is not None:
                 hand.process.stdin.close()
-        if self._tenders:
-            _, late = await asyncio.wait(self._tenders, timeout=STOP_S)
-            for hand in self._hands.values() if late else ():
-                with suppress(ProcessLookupError):
-                    hand.process.kill()
-            for tender in late:
-                tender.cancel()
-            for result in await asyncio.gather(*self._tenders, return_exceptions=True):
-                if isinstance(result, Exception):
-                    raise result
+        late = set(self._tenders)
+        if late:
+            _, late = await asyncio.wait(late, timeout=STOP_S)
+        for tender in late:
+            tender.cancel()
+        results = await asyncio.gather(*self._tenders, return_exceptions=True)
+        for hand in list(self._hands.values()):  # those whose tender is gone
+            with suppress(ProcessLookupError):
+                hand.process.kill()
+            await hand.process.wait()
+            self._bury(hand)
         self._tenders.clear()
         for task in list(self._open.values()):
             task.future.cancel()
         self._open.clear()
         self._queue.clear()
         self._notify()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
 
     @property
     def pids(self) -> list[int]:
@@ -352,9 +359,7 @@ class Workers:
         while True:
             await self._listen(hand)
             await hand.process.wait()
-            culprit = int.from_bytes(os.pread(hand.mark, 8, 0), "little")
-            os.close(hand.mark)
-            self._bury(hand, culprit)
+            self._bury(hand)
             if self._stopping:
                 return
             self.deaths += 1
@@ -383,8 +388,10 @@ class Workers:
         except FormatError:
             hand.process.kill()
 
-    def _bury(self, hand: _Hand, culprit: int) -> None:
+    def _bury(self, hand: _Hand) -> None:
         """A worker is dead: what it had and what counted on it is given out again."""
+        culprit = int.from_bytes(os.pread(hand.mark, 8, 0), "little")
+        os.close(hand.mark)
         del self._hands[hand.id]
         with suppress(ContbakError):  # a spool out of reach is reported when it is written to
             self._spool.sweep(hand.process.pid)
