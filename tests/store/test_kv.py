@@ -586,6 +586,14 @@ def test_a_missing_file_is_damage(path: Path) -> None:
         assert kv.was_reset
 
 
+@pytest.mark.parametrize("content", [b"", bytes(8192)])
+def test_a_file_that_has_lost_its_beginning_is_damage(path: Path, content: bytes) -> None:
+    filled(path)
+    (path / DATA_FILE).write_bytes(content)
+    with Kv.open(path, TABLES) as kv:
+        assert kv.was_reset
+
+
 @pytest.mark.parametrize(
     ("code", "reset"),
     [

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -173,11 +173,12 @@ def test_leftovers_are_invisible_and_swept(store: PosixStore) -> None:
         path.write_bytes(b"")
     assert list(store.list("")) == [("a/b", 1)]
 
-    def parts() -> list[bytes]:
+    def parts() -> Iterator[bytes]:
+        yield b"1"
         assert store.sweep() == 1, "the write that is under way must be left alone"
-        return [b"1", b"2"]
+        yield b"2"
 
-    store.put_new("a/c", (part for part in parts()))
+    store.put_new("a/c", parts())
     assert not left.exists() and all(path.exists() for path in strange)
     assert store.get("a/c") == b"12"
 
