@@ -69,6 +69,8 @@ class Relay:
 
     def __init__(self, chance):
         self.chance = chance
+        self.keeps_plans = chance.random() < 0.5
+        """Whether a plan survives a power cut, so that what it lost shows at the seal only."""
         self.files = {}
         self.receivers = {}
         self.sealed = set()
@@ -81,8 +83,8 @@ class Relay:
         for written in self.files.values():
             for index in [index for index in written if self.chance.random() < 0.3]:
                 del written[index]
-        for root in [root for root in self.files if self.chance.random() < 0.5]:
-            self.take_plan(PlanRequest(root))  # the plan itself survived
+        for root in list(self.files) if self.keeps_plans else ():
+            self.take_plan(PlanRequest(root))
 
     def answer(self, request, body):
         if isinstance(request, CommitRequest):
