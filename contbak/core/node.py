@@ -130,10 +130,7 @@ def encode_leaf(rows: Sequence[Row]) -> Node:
             open_dir = dir_id
             groups.append((dir_id, names))
         names.append((name, _stored(entry, place)))
-    try:
-        return Node(refs, encode((VERSION, 0, groups)))
-    except (OverflowError, UnicodeError) as error:  # a time beyond 64 bits, a user name that is no text
-        raise FormatError(f"an entry cannot be encoded: {error}") from None
+    return Node(refs, encode((VERSION, 0, groups)))
 
 
 def encode_inner(level: int, children: Sequence[Child]) -> Node:

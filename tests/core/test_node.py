@@ -137,6 +137,7 @@ BAD = {
     "version": Bad((2, 0, [(TOP, [SMALL])])),
     "no groups": Bad((1, 0, [])),
     "empty group": Bad((1, 0, [(TOP, [])])),
+    "empty group among others": Bad((1, 0, [(TOP, []), (b"\x01" * 8, [SMALL])])),
     "group twice": Bad((1, 0, [(TOP, [(b"a", None)]), (TOP, [(b"b", None)])])),
     "groups unsorted": Bad((1, 0, [(b"\x01" * 8, [SMALL]), (TOP, [SMALL])])),
     "names unsorted": Bad((1, 0, [(TOP, [(b"b", None), (b"a", None)])])),
