@@ -214,6 +214,7 @@ class _Wire:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
+        """Closes the idle connections."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -228,6 +229,7 @@ class _Wire:
             raw = reply.read(REPLY_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # what broke this one, a suspend or a new relay, broke the idle ones too
             raise _Passing(str(error) or type(error).__name__) from None
         except BaseException:
             connection.close()

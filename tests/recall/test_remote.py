@@ -1,9 +1,11 @@
 """Reading from a real relay process, over a unix socket and over TLS, and from relays that misbehave."""
 
+import http.client
 import http.server
 import json
 import os
 import shutil
+import socket
 import threading
 from dataclasses import replace
 
@@ -214,6 +216,19 @@ def test_passing_failures_are_tried_again(lying):
     with pytest.raises(Unreachable):
         list(place.commits())
     assert liar.seen.count("/v1/commits?after=0") == 3
+
+
+def test_connections_that_died_while_idle_cost_one_retry(lying):
+    """As after a suspend: all of them are dead, and there are more than retries."""
+    place, _ = lying(commits=[PAGE, (200, codec.encode(()))], vault=[(200, b"")])
+    assert len(list(place.commits())) == 1
+    dead = [socket.socketpair()[0] for _ in range(6)]
+    for one in dead:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = one
+        place._wire._idle.append(connection)
+    with pytest.raises(FormatError):  # an answer at last, if only an empty one
+        place.vault()
 
 
 def test_a_token_that_ran_out_is_renewed_once(lying):

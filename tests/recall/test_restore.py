@@ -9,6 +9,7 @@ import pytest
 
 from contbak.core import pack
 from contbak.core.errors import FormatError, NotFound, Partial
+from contbak.core.node import decode_node
 from contbak.core.timespec import Latest
 from contbak.recall import chunks as chunks_module
 from contbak.recall.directory import DirectoryPlace
@@ -295,12 +296,34 @@ def test_a_damaged_copy_is_passed_over_for_a_sound_one(tmp_path, seed):
     first = set(maker.packs())
     maker.stored.clear()  # a second device did not know, and stored all of it once more
     maker.device("desk").commit("home", home)
-    for path in first:
+    for number, copy in enumerate((first, set(maker.packs()) - first)):  # whichever is asked for first
+        sound = {path: path.read_bytes() for path in copy}
+        for path in copy:
+            for row in frames_of(path):
+                flip(path, row.offset + row.header_len + 9)
+        assert restored(maker, tmp_path / f"out{number}").complete
+        assert same_tree(home, tmp_path / f"out{number}") == []
+        for path, raw in sound.items():
+            path.write_bytes(raw)
+
+
+def test_a_lost_leaf_costs_what_is_in_it_and_no_more(tmp_path, seed):
+    """The first leaf, which also holds the entry of the top itself."""
+    maker = VaultMaker(tmp_path / "store", seed, chunk=1000, bundle=1)
+    home = tmp_path / "home"
+    fill(home, {f"f{n:03}": 300 for n in range(700)}, random.Random(seed))
+    maker.device().commit("home", home)
+    with opened(maker) as vault:
+        root = decode_node(vault.chunks.node(vault.history.snapshots[-1].roots[0]))
+    gone = root.items[0]
+    for path in maker.packs():
         for row in frames_of(path):
-            flip(path, row.offset + row.header_len + 9)
+            if gone.id in row.ids:
+                flip(path, row.offset + row.header_len + 9)
     report = restored(maker, tmp_path / "out")
-    assert report.complete
-    assert same_tree(home, tmp_path / "out") == []
+    lost = check_against(home, tmp_path / "out", report)
+    assert len(lost) == gone.rows - 1 and report.restored == 700 - len(lost)
+    assert len(report.failed) == 2 and not report.complete
 
 
 def test_dump(maker, tmp_path, seed):
