@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from zlib import crc32
@@ -237,19 +238,24 @@ class Intake:
         except AlreadyExists:
             if self._stores.get(name) != signed.raw:
                 raise
-        position = self._note(signed.id, last + 1, received_ms)
+        position, received_ms = self._note(signed.id, last + 1, received_ms)
         commit = signed.commit
         row = CommitRow(signed.id, position, received_ms, signed.device, commit.sequence, commit.incarnation)
         self.index.add_commit(row)
         return row
 
-    def _note(self, commit: CommitId, position: int, received_ms: int) -> int:
-        """Notes the commit at the first free position from `position` on."""
+    def _note(self, commit: CommitId, position: int, received_ms: int) -> tuple[int, int]:
+        """Notes the commit at the first free position from `position` on; says where and when it stands."""
         while True:
+            name = order_name(self.vault, position)
             try:
-                self._stores.put_new(order_name(self.vault, position), order_note(commit, received_ms))
-                return position
-            except AlreadyExists:  # of a commit that did not come to its index rows
+                self._stores.put_new(name, order_note(commit, received_ms))
+                return position, received_ms
+            except AlreadyExists:  # of this commit or another that did not come to its index rows
+                with suppress(FormatError):
+                    noted, when = parse_order(self._stores.get(name))
+                    if noted == commit:
+                        return position, when
                 position += 1
 
     def _receipt(self, row: CommitRow) -> bytes:

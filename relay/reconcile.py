@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contbak.core import commit as commits
@@ -22,9 +22,12 @@ from contbak.store.posix import PosixStore
 from relay.closure import Closure
 from relay.index import CommitRow, Index
 from relay.intake import commit_name, order_name, order_note, parse_order
-from relay.packfile import PackFile
+from relay.packfile import Contents, PackFile
 from relay.records import set_aside
 from relay.stores import Stores, pack_name
+
+_PACKS_AT_ONCE = 32
+_COMMITS_AT_ONCE = 1_000
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Findings:
     packs_added: int = 0
     commits_added: int = 0
     rebuilt: bool = False
-    damage: list[str] = field(default_factory=list)
+    damage: int = 0
     healed: int = 0
 
 
@@ -58,100 +61,117 @@ class Reconciler:
 
     def run(self) -> Index:
         """The open index, which agrees with what is on disk.  Raises StoreError."""
-        packs = dict(self._packs())
-        records = dict(self._records())
         index = self._open_index()
         try:
-            index = self._without_ghosts(index, packs, records)
-            fresh = self.findings.rebuilt or index.was_reset
+            packs, records = self._new_packs(index), self._new_records(index)
+            if packs is None or records is None:
+                index.quarantine("it names packs or records that are not on disk")
+                self.findings.rebuilt = True
+                index = self._open_index()
+                packs, records = self._new_packs(index) or [], self._new_records(index) or []
             self._add_packs(index, packs)
             self._add_commits(index, records)
-            if fresh or self.findings.damage:
+            if self.findings.rebuilt or index.was_reset or self.findings.damage:
                 self._revive_commits(index)
         except BaseException:
             index.close()
             raise
         return index
 
-    def _without_ghosts(self, index: Index, packs: dict[PackId, _OnDisk], records: dict[CommitId, _OnDisk]) -> Index:
-        ghosts = [root for root, length in index.roots().items() if root not in packs or packs[root].length != length]
-        lost = [id_ for id_ in index.commits() if id_ not in records]
-        if not ghosts and not lost:
-            return index
-        if self._stores.complete():
-            for root in ghosts:
-                self._damage(f"pack {root.hex()} is gone or has changed its length")
-            for id_ in lost:
-                self._damage(f"the record of commit {id_.hex()} is gone")
-        else:
-            _log.warning("%d packs and %d records are on a store that is not there", len(ghosts), len(lost))
-        index.quarantine(f"it names {len(ghosts)} packs and {len(lost)} records that are not on disk")
-        self.findings.rebuilt = True
-        return self._open_index()
+    def _ghosts(self, what: str, count: int) -> bool:
+        """Notes that the index names `count` things that are not on disk; returns whether it does."""
+        if count > 0 and self._stores.complete():
+            self._damage(f"{count} {what} of vault {self._vault.hex()} are gone or have changed", count)
+        elif count > 0:
+            _log.warning("%d %s are on a store that is not there", count, what)
+        return count > 0
 
     # -- packs
 
-    def _packs(self) -> Iterator[tuple[PackId, _OnDisk]]:
-        for name, length, store in self._stores.objects(f"{self._vault.hex()}/packs/"):
-            root = _hex_or_none(name.rpartition("/")[2])
-            if root is None or pack_name(self._vault, PackId(root)) != name:
-                self._damage(f"{store.root}/{name} is no pack and was left alone")
-            else:
-                yield PackId(root), _OnDisk(name, length, store)
+    def _new_packs(self, index: Index) -> list[tuple[PackId, _OnDisk]] | None:
+        """The packs that the index lacks; None if it names others that are not there as it says."""
+        new, known = [], 0
+        for root, place in self._packs():
+            row = index.pack(root)
+            if row is None:
+                new.append((root, place))
+            elif row.length == place.length:
+                known += 1
+        return None if self._ghosts("packs", index.count_packs() - known) else new
 
-    def _add_packs(self, index: Index, packs: dict[PackId, _OnDisk]) -> None:
-        known = index.roots()
-        for root, place in packs.items():
-            if root in known:
-                continue
-            path = place.store.path_of(place.name)
-            try:
-                with PackFile(path) as file:
-                    contents = file.contents()
-                if contents.vault not in (None, self._vault):
-                    raise FormatError("the pack names another vault")
-            except FormatError as error:
-                self._set_aside(path, place.store, str(error))
-                continue
-            if not contents.sound:
-                self._damage(f"pack {root.hex()} is damaged; {len(contents.rows)} of its frames are whole")
-            index.add_pack(root, contents)
-            self.findings.packs_added += 1
+    def _packs(self) -> Iterator[tuple[PackId, _OnDisk]]:
+        seen: set[PackId] = set()
+        for name, length, store in self._stores.objects(f"{self._vault.hex()}/packs/"):
+            root = PackId(_hex_or_none(name.rpartition("/")[2]) or b"")
+            if not root or pack_name(self._vault, root) != name:
+                self._strange(f"{store.root}/{name} is no pack and was left alone")
+            elif root not in seen:
+                seen.add(root)
+                yield root, _OnDisk(name, length, store)
+
+    def _add_packs(self, index: Index, packs: list[tuple[PackId, _OnDisk]]) -> None:
+        for start in range(0, len(packs), _PACKS_AT_ONCE):
+            batch = []
+            for root, place in packs[start : start + _PACKS_AT_ONCE]:
+                contents = self._contents(root, place)
+                if contents is not None:
+                    batch.append((root, contents))
+            index.add_packs(batch)
+            self.findings.packs_added += len(batch)
+
+    def _contents(self, root: PackId, place: _OnDisk) -> Contents | None:
+        path = place.store.path_of(place.name)
+        try:
+            with PackFile(path) as file:
+                contents = file.contents()
+            if contents.vault not in (None, self._vault):
+                raise FormatError("the pack names another vault")
+        except FormatError as error:
+            self._set_aside(path, place.store, str(error))
+            return None
+        if not contents.sound:
+            self._damage(f"pack {root.hex()} is damaged; {len(contents.rows)} of its frames are whole")
+        return contents
 
     # -- commits
 
-    def _records(self) -> Iterator[tuple[CommitId, _OnDisk]]:
+    def _new_records(self, index: Index) -> list[tuple[CommitId, _OnDisk]] | None:
+        """The records that the index lacks; None if it names others that are not there."""
+        new, known = [], 0
         for name, length, store in self._stores.objects(f"{self._vault.hex()}/commits/"):
-            id_ = _hex_or_none(name.rpartition("-")[2])
-            if id_ is None:
-                self._damage(f"{store.root}/{name} is no commit record and was left alone")
+            id_ = CommitId(_hex_or_none(name.rpartition("-")[2]) or b"")
+            if not id_:
+                self._strange(f"{store.root}/{name} is no commit record and was left alone")
+            elif index.commit(id_) is None:
+                new.append((id_, _OnDisk(name, length, store)))
             else:
-                yield CommitId(id_), _OnDisk(name, length, store)
+                known += 1
+        return None if self._ghosts("commit records", index.count_commits() - known) else new
 
-    def _add_commits(self, index: Index, records: dict[CommitId, _OnDisk]) -> None:
-        known = index.commits()
-        wanted = {id_: place for id_, place in records.items() if id_ not in known}
-        if not wanted:
+    def _add_commits(self, index: Index, records: list[tuple[CommitId, _OnDisk]]) -> None:
+        if not records:
             return
         order = self._order()
-        found = []
-        for id_, place in wanted.items():
+        last = max([index.last_position(), *(position for position, _ in order.values())])
+        noted, unnoted = [], []
+        for id_, place in records:
             path = place.store.path_of(place.name)
             try:
                 signed = self._decode(id_, place)
             except (FormatError, NotFound) as error:
                 self._set_aside(path, place.store, str(error))
                 continue
-            position, received_ms = order.get(id_, (0, int(path.stat().st_mtime * 1000)))
-            found.append((position or 1 << 62, received_ms, signed.commit.sequence, signed))
-        last = max([position for position, _ in order.values()], default=0)
-        last = max(last, index.last_position())
-        for position, received_ms, _, signed in sorted(found, key=lambda row: row[:3]):
-            if position == 1 << 62:
-                position = last = last + 1
-                self._put(order_name(self._vault, position), order_note(signed.id, received_ms))
-            index.add_commit(_row(signed, position, received_ms))
-            self.findings.commits_added += 1
+            if id_ in order:
+                noted.append(_row(signed, *order[id_]))
+            else:
+                unnoted.append(_row(signed, 0, int(path.stat().st_mtime * 1000)))
+        for row in sorted(unnoted, key=lambda row: (row.received_ms, row.sequence)):
+            last += 1
+            self._put(order_name(self._vault, last), order_note(row.id, row.received_ms))
+            noted.append(replace(row, position=last))
+        for start in range(0, len(noted), _COMMITS_AT_ONCE):
+            index.add_commits(noted[start : start + _COMMITS_AT_ONCE])
+        self.findings.commits_added += len(noted)
 
     def _decode(self, id_: CommitId, place: _OnDisk) -> Signed:
         signed = commits.decode(place.store.get(place.name))
@@ -175,10 +195,9 @@ class Reconciler:
 
     def _revive_commits(self, index: Index) -> None:
         """Records of which only the copy in a metadata pack is left, oldest first."""
-        known = index.commits()
         found: dict[CommitId, tuple[int, Signed]] = {}
         for id_, place in index.of_kind(frame.COMMIT):
-            if id_ in known or id_ in found:
+            if index.commit(CommitId(id_)) is not None:
                 continue
             path = self._stores.path_of(pack_name(self._vault, PackId(place.pack)))
             try:
@@ -219,9 +238,12 @@ class Reconciler:
         moved = set_aside(path, store.root, reason)
         self._damage(f"{path} was set aside as {moved}: {reason}")
 
-    def _damage(self, sentence: str) -> None:
+    def _damage(self, sentence: str, count: int = 1) -> None:
         _log.warning("%s", sentence)
-        self.findings.damage.append(sentence)
+        self.findings.damage += count
+
+    def _strange(self, sentence: str) -> None:
+        _log.warning("%s", sentence)
 
 
 def _row(signed: Signed, position: int, received_ms: int) -> CommitRow:

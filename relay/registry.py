@@ -133,11 +133,11 @@ class Registry:
         vault = vault_id(join.read_public, join.admin_public)
         check_vouch(join, vault)
         with self._lock:
-            fresh = self._use(join.token, vault, join.device, now_ms)
-            return self._admit(join, vault, fresh, now_ms)
+            ticket = self._use(join.token, vault, join.device, now_ms)
+            return self._admit(join, vault, ticket, now_ms)
 
-    def _use(self, token: bytes, vault: VaultId, device: bytes, now_ms: int) -> bool:
-        """Marks the invite as used by this device; True if it was not used before."""
+    def _use(self, token: bytes, vault: VaultId, device: bytes, now_ms: int) -> Ticket:
+        """Marks the invite as used by this device; returns it as it was before."""
         path = self._ticket_path(token)
         ticket = self._read(path, Ticket)
         if ticket is None:
@@ -147,22 +147,22 @@ class Registry:
         if ticket.used_by:
             if (ticket.used_by, ticket.used_for) != (device, vault):
                 raise denied("this invite was used already; ask for a new one")
-            return False
+            return ticket
         if now_ms > ticket.expires_ms:
             raise denied("this invite has run out; ask for a new one")
         records.write(path, Ticket(1, ticket.vault, ticket.name, ticket.expires_ms, device, vault))
-        return True
+        return ticket
 
-    def _admit(self, join: Join, vault: VaultId, fresh: bool, now_ms: int) -> Vault:
+    def _admit(self, join: Join, vault: VaultId, ticket: Ticket, now_ms: int) -> Vault:
         record = self.vault(vault)
         if record is None:
-            record = Vault(1, join.read_public, join.admin_public, join.vault_name)
+            record = Vault(1, join.read_public, join.admin_public, ticket.name or join.vault_name)
             self.put_vault(record)
         known = self.device(vault, DeviceId(join.device))
         if known is None:
             path = self._device_path(vault, join.device)
             records.write(path, Device(1, vault, join.device, join.device_name, True, now_ms))
-        elif fresh and not known.enabled:
+        elif not ticket.used_by and not known.enabled:
             self.set_enabled(known, True)
         return record
 

@@ -176,7 +176,7 @@ class Service:
         if not findings.damage and not findings.healed:
             return
         before = read_damage(self._top)
-        found, healed = len(findings.damage), findings.healed
+        found, healed = findings.damage, findings.healed
         after = Damage(1, before.found + found, before.healed + healed, before.open + max(0, found - healed))
         records.write(self._top / "damage", after)
 

@@ -369,3 +369,13 @@ def test_many_arrivals_hold_few_files_open(tmp_path, device):
     assert not list((tmp_path / "store" / "incoming").iterdir())
 
 
+
+
+def test_an_open_node_met_twice_leaves_both_parents_open(graph):
+    graph.add(frame.NODE, (node(1), (node(9),)))
+    graph.add(frame.NODE, (node(2), (node(1),)), (node(3), (node(1),)), (node(4), (node(2), node(3))))
+    assert graph.missing(node(4)) == [node(9)]
+    for root in (2, 3, 4):
+        assert graph.missing(node(root)) == [node(9)]
+    graph.add(frame.DATA, (node(9), ()))
+    assert graph.missing(node(4)) == []
