@@ -87,6 +87,7 @@ def acl(*entries):
 
 NOBODY = 0xFFFFFFFF
 ACL = acl((1, 6, NOBODY), (2, 4, 12345), (4, 4, NOBODY), (8, 6, 54321), (16, 6, NOBODY), (32, 0, NOBODY))
+FOLDER_ACL = acl((1, 7, NOBODY), (2, 5, 12345), (4, 5, NOBODY), (16, 7, NOBODY), (32, 0, NOBODY))
 
 
 def list_tree(root):
@@ -259,7 +260,7 @@ def _decorate(path, chance):
         if ROOT and chance.random() < 0.2:
             os.setxattr(path, b"trusted.contbak-test", b"\0")
         if plain and chance.random() < 0.3:
-            os.setxattr(path, b"system.posix_acl_access", ACL)
+            os.setxattr(path, b"system.posix_acl_access", FOLDER_ACL if stat.S_ISDIR(st.st_mode) else ACL)
         if stat.S_ISDIR(st.st_mode) and chance.random() < 0.5:
             os.setxattr(path, b"system.posix_acl_default", ACL)
     if chance.random() < 0.5:

@@ -104,7 +104,8 @@ def _put_xattrs(where: int | bytes, entry: Entry, note: Note) -> None:
     for name in present:
         if name.startswith(b"system.posix_acl_") and name not in wanted:
             _attempt(note, "an inherited ACL stays", os.removexattr, where, name, follow_symlinks=follow)
-    for name, value in entry.xattrs:
+    acl_last = sorted(entry.xattrs, key=lambda pair: pair[0].startswith(b"system."))  # it may take write permission
+    for name, value in acl_last:
         shown = name.decode("utf-8", "backslashreplace")
         _attempt(note, f"{shown} could not be set", os.setxattr, where, name, value, follow_symlinks=follow)
 

@@ -174,7 +174,7 @@ class TreeWriter:
                 if st is None:
                     os.mkdir(name, 0o700, dir_fd=folder)
                 ours = st is None or path in self._directories or path in self._target.made
-                if ours and st is not None:
+                if ours:  # whatever mode a default ACL gave it
                     os.fchmod(self._target.directory(path), 0o700)
             except InTheWay:
                 return self._blocked(path)

@@ -15,7 +15,7 @@ from contbak.core.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, SOCKET, 
 from contbak.core.errors import FormatError
 from contbak.recall import fill, writer
 from contbak.recall.writer import NotWritten, Outcome, TreeWriter
-from tests.trees import ACL, ROOT, list_tree, make_sparse, make_tree, same_tree
+from tests.trees import ACL, NOBODY, ROOT, acl, list_tree, make_sparse, make_tree, same_tree
 
 NS = 1_600_000_000_123_456_789
 as_root = pytest.mark.skipif(not ROOT, reason="takes root")
@@ -126,11 +126,15 @@ def as_nobody(target):
     assert restore.special(b"null", entry(CHARACTER, rdev=(1, 3))) is Outcome.SKIPPED
     foreign = file_entry(b"data", uid=0, gid=0, mode=0o6755, xattrs=((b"trusted.x", b"1"), (b"user.x", b"1")))
     assert restore.file(b"file", foreign, [b"data"]) is Outcome.WRITTEN
-    sealed = file_entry(mode=0o400, xattrs=((b"user.x", b"1"),))
+    read_only = acl((1, 4, NOBODY), (2, 4, 5), (4, 4, NOBODY), (16, 4, NOBODY), (32, 0, NOBODY))
+    sealed = file_entry(mode=0o440, xattrs=((b"system.posix_acl_access", read_only), (b"user.x", b"1")))
     assert restore.file(b"read-only", sealed, [b"new"]) is Outcome.WRITTEN
     assert restore.directory(b"dir", entry(DIRECTORY, mode=0)) is Outcome.WRITTEN
-    assert restore.file(b"dir/file", file_entry(), [b"new"]) is Outcome.WRITTEN
+    assert restore.directory(b"dir/empty", entry(DIRECTORY)) is Outcome.WRITTEN
+    assert restore.directory(b"dir/sub", entry(DIRECTORY, mode=0o500)) is Outcome.WRITTEN
+    assert restore.file(b"dir/sub/file", file_entry(), [b"new"]) is Outcome.WRITTEN
     restore.finish()
+    assert [path for path, _ in restore.notes if path.startswith(b"dir")] == []
     st = os.stat(target / "file")
     assert (st.st_mode & 0o7777, st.st_mtime_ns, st.st_uid) == (0o755, NS, 65534)
     assert os.stat(target / "dir").st_mode & 0o7777 == 0
@@ -337,6 +341,17 @@ def test_always_replaces_files_links_and_empty_directories(restore, tmp_path):
     assert (restore.target / "e" / "child").read_bytes() == b"stays"
 
 
+def test_a_directory_that_was_replaced_is_not_written_to(restore):
+    restore = restore("always")
+    (restore.target / "dir").mkdir()
+    assert restore.link(b"x", b"dir/none", file_entry()) is Outcome.NEEDS_DATA  # it is open now
+    assert restore.file(b"dir", file_entry(), [b"new"]) is Outcome.WRITTEN
+    assert restore.file(b"dir/file", file_entry(), [b"new"]) is Outcome.KEPT
+    assert restore.directory(b"dir", entry(DIRECTORY)) is Outcome.WRITTEN
+    assert restore.file(b"dir/file", file_entry(), [b"new"]) is Outcome.WRITTEN
+    assert (restore.target / "dir" / "file").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize(
     ("overwrite", "outcome", "mode"), [("never", Outcome.SAME, 0o711), ("always", Outcome.WRITTEN, 0o755)]
 )
@@ -396,6 +411,8 @@ def test_a_symlink_planted_before_finish(restore, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o711)
     restore.directory(b"dir", entry(DIRECTORY, mode=0o777))
+    for number in range(40):  # more than stay open
+        restore.file(b"%d/file" % number, file_entry(), [b"new"])
     os.rmdir(restore.target / "dir")
     (restore.target / "dir").symlink_to(outside)
     restore.finish()
