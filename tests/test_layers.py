@@ -162,6 +162,10 @@ def core_is_pure(mods: list[Module]) -> Iterator[str]:
                     yield f"{where}: core does not call {call}()"
 
 
+COMMAND_ROOTS = ("contbak.app.cli", "relay.cli")
+"""They load a command's module when it is asked for, so that quick commands start quickly; nothing imports them."""
+
+
 def imports_stand_at_the_top(mods: list[Module]) -> Iterator[str]:
     for module in mods:
         for outer in ast.walk(module.tree):
@@ -170,6 +174,8 @@ def imports_stand_at_the_top(mods: list[Module]) -> Iterator[str]:
             for node in ast.walk(outer):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     yield f"{module.name}:{node.lineno}: an import inside a function or class hides an arrow"
+        if module.name in COMMAND_ROOTS:
+            continue
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
                 yield f"{module.name}:{node.lineno}: {ast.unparse(node.func)}() hides an arrow"

@@ -15,14 +15,13 @@ from contbak.app.config import RelayFile, load_relay, save_relay
 from contbak.app.home import Home
 from contbak.core import invite as invites
 from contbak.core import recovery
-from contbak.core.crypto import NONCE_LEN, SALT_LEN, XCHACHA, OwnerKeys, Stretch, public_of, wrap_secret
+from contbak.core.crypto import NONCE_LEN, SALT_LEN, XCHACHA, OwnerKeys, Stretch, wrap_secret
 from contbak.core.errors import NotInitialised, Refused, UsageError, WrongKey
 from contbak.core.invite import Address, Invite
-from contbak.core.messages import Join, vouch
 from contbak.core.names import VaultId
 from contbak.recall.directory import DirectoryPlace
+from contbak.recall.opening import admit
 from contbak.store.posix import replace_file
-from contbak.upload.uplink import join
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ async def _pair_embedded(home: Home, owner: OwnerKeys, seed: bytes, choices: Cho
     await relay.start()
     try:
         here = Invite(Address(invite.address.relay, socket=str(home.relay_socket)), invite.token, invite.vault)
-        await _join(here, owner, seed, choices.name)
+        await asyncio.to_thread(admit, here, owner, seed, choices.name, choices.name)
     finally:
         await relay.stop()
     return RelayFile(relay=invite.address.relay.hex(), embedded=True)
@@ -141,16 +140,9 @@ async def _pair_embedded(home: Home, owner: OwnerKeys, seed: bytes, choices: Cho
 async def _pair(invite: Invite, owner: OwnerKeys, seed: bytes, name: str) -> RelayFile:
     if invite.vault and invite.vault != owner.writer.vault:
         raise WrongKey("this invite is for another vault; ask for one with 'contbak-relay invite --new-vault NAME'")
-    await _join(invite, owner, seed, name)
+    await asyncio.to_thread(admit, invite, owner, seed, name, name)
     at = invite.address
     return RelayFile(relay=at.relay.hex(), host=at.host, port=at.port, cert=at.cert.hex(), socket=at.socket)
-
-
-async def _join(invite: Invite, owner: OwnerKeys, seed: bytes, name: str) -> None:
-    device = public_of(seed)
-    keys = owner.writer
-    word = vouch(owner.admin_seed, keys.vault, device)
-    await join(invite, Join(1, invite.token, keys.read_public, keys.admin_public, device, name, name, word))
 
 
 def _record(owner: OwnerKeys, seed: bytes, name: str, root: bytes, passphrase: bytes | None) -> keyfile.KeyRecord:
