@@ -129,7 +129,7 @@ class CommitWriter:
             gone = (gone - self._emitted) | set(replaced)
         # A leaf of a run may be, byte for byte, one of the base that stays.
         stays = (self._opened | self._written) - gone
-        return Roots(base), [*gone, *(id for id in old if id not in stays and id not in gone)]
+        return Roots(base), [*gone, *(id for id in dict.fromkeys(old) if id not in stays and id not in gone)]
 
     def _writer(self, kind: int) -> TreeWriter:
         self._batch_kind = kind

@@ -47,7 +47,8 @@ def test_all_that_goes_in_comes_out(tmp_path_factory, sizes, seed):
     packs = [packed for chunk in chunks for packed in bundler.add(chunk)] + bundler.flush()
     assert bundler.empty and bundler.flush() == []
     assert [id for packed in packs for id in packed.ids] == [chunk.id for chunk in chunks]
-    found = [chunk for packed in packs for _, raw in frames(spool, packed) for chunk in frame.decode(raw, Opener(OWNER))]
+    opener = Opener(OWNER)
+    found = [chunk for packed in packs for _, raw in frames(spool, packed) for chunk in frame.decode(raw, opener)]
     assert [(chunk.id, chunk.payload) for chunk in found] == [(chunk.id, chunk.payload) for chunk in chunks]
 
 
