@@ -77,6 +77,18 @@ def test_a_clock_that_jumps_does_not_shuffle_a_chain(maker, home):
         assert vault.history.choose(Moment(5_600_000_000))[0].id == made[1].id
 
 
+def test_a_clock_set_back_does_not_shuffle_a_chain(maker, home):
+    device, other = maker.device(), maker.device("desk")
+    made = [device.commit("home", home, time_ms=t, received_ms=9_000) for t in (5_000, 2_000, 3_000)]
+    late = other.commit("home", home, time_ms=5_500, received_ms=9_000)
+    early = other.commit("home", home, time_ms=1_000, received_ms=9_000)
+    with opened(maker) as vault:
+        ids = [one.id for one in vault.history.snapshots]
+        assert ids == [*(one.id for one in made), late.id, early.id]
+        assert vault.history.choose(Latest(0), device="laptop")[0].id == made[2].id
+        assert vault.history.choose(Moment(2_500_000_000), device="laptop")[0].id == made[1].id
+
+
 def test_paths_in_all_their_forms(maker, home):
     maker.device().commit("home", home)
     top = os.fsencode(home)
