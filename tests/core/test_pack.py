@@ -180,6 +180,16 @@ def test_too_large():
     assert builder.finish()[1].body_len <= pack.BODY_MAX
 
 
+def test_the_directory_counts(monkeypatch):
+    """What is refused is what would not fit with its directory."""
+    size = built(FRAMES)[1].body_len
+    monkeypatch.setattr(pack, "BODY_MAX", size)
+    assert built(FRAMES)[1].body_len == size
+    monkeypatch.setattr(pack, "BODY_MAX", size - 1)
+    with pytest.raises(FormatError, match="too large"):
+        built(FRAMES)
+
+
 # -- damage -----------------------------------------------------------------------------------------------------
 
 

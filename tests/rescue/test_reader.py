@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -18,8 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contbak.core import codec, pack, recovery
+from contbak.core.crypto import OwnerKeys
 from tests.rescue import reader
 from tests.rescue.reader import Damaged, Unpacker, Vault, root_of
+from tests.trees import list_tree, make_tree, same_tree
+from tests.vaults import VaultMaker
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 STORE = VECTORS / "store"
@@ -77,6 +81,7 @@ def test_it_is_independent():
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert foreign == {"nacl", "blake3", "zstandard"}
+    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
 
 
 def test_the_whole_vault():
@@ -196,6 +201,61 @@ def test_a_lost_pack(store, tmp_path):
     assert {text(path) for path, _ in vault.paths(history[4])} == set(WANTED[4]["paths"])
     assert len(dict(vault.paths(history[0]))) < len(WANTED[0]["paths"])
     assert any("part of a tree" in problem for problem in vault.problems)
+
+
+# -- a vault of today -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path, seed):
+    """A random tree in a vault of three commits: the vault's maker, the recovery code, the commits."""
+    maker = VaultMaker(tmp_path / "store", seed, chunk=700)
+    root = random.Random(seed).randbytes(32)  # the first that the maker drew
+    assert maker.keys == OwnerKeys.from_root(root)
+    home, device = tmp_path / "home", maker.device()
+    make_tree(home, seed, files=20)
+    for path in list_tree(home):
+        if not (os.path.isdir(path) or os.path.isfile(path) or os.path.islink(path)):
+            os.unlink(path)
+    commits = [device.commit("home", home)]
+    (home / "late").write_bytes(random.Random(seed).randbytes(90_000))
+    commits.append(device.commit("home", home))
+    (home / "plain").write_text("x")
+    (home / "late").unlink()
+    commits.append(device.commit("home", home))
+    return maker, recovery.encode(root).lower(), [each.id.hex() for each in commits]
+
+
+IGNORED = ("owner",)
+
+
+def test_it_restores_what_contbak_wrote(saved, tmp_path):
+    _, code, commits = saved
+    assert run(tmp_path / "store", code, commits[-1], tmp_path / "out") == (0, "", "")
+    assert same_tree(tmp_path / "home", tmp_path / "out", IGNORED) == []
+    assert run(tmp_path / "store", code, commits[0][:10], tmp_path / "old") == (0, "", "")
+    assert not (tmp_path / "old" / "plain").exists()
+
+
+def test_it_needs_neither_tails_nor_the_first_records(saved, tmp_path):
+    maker, code, commits = saved
+    for path in maker.packs():
+        flip(path, path.stat().st_size - 10)
+    for path in (maker.top / "commits").glob("*/*1-*"):
+        path.unlink()
+    status, _, err = run(tmp_path / "store", code, commits[-1], tmp_path / "out")
+    assert (status, "Traceback" in err) == (1, False)
+    assert same_tree(tmp_path / "home", tmp_path / "out", IGNORED) == []
+    assert len(Vault(tmp_path / "store", code).history()) == 3
+
+
+def test_damage_everywhere_is_named(saved, tmp_path):
+    maker, code, commits = saved
+    for path in maker.packs():
+        flip(path, path.stat().st_size // 3)
+    status, _, err = run(tmp_path / "store", code, commits[-1], tmp_path / "out")
+    assert (status, "Traceback" in err) == (1, False)
+    assert "lost" in err
 
 
 # -- codes and records ------------------------------------------------------------------------------------------
