@@ -1,11 +1,7 @@
-"""Coverage gaps: times and places where events may have been lost, and what closes them.
+"""Coverage gaps: times and places where events may have been lost, the reasons for them, and the notices of them.
 
-Rules:
-- Only a scan of the place closes a gap, and only if the scan began after the gap was found: whoever scans notes
-  the watcher's generation first and closes with that number.
-- A gap covers everything below its path, so gaps below it are merged into it.
-
-It finds gaps only by the clocks (suspend, clock set); the watcher finds the others.  It does not store them.
+A gap covers everything at and below its path.  This module finds gaps only by the clocks (suspend, clock set); the watcher
+finds the others, and the journal keeps them until a scan that began later has looked at the place.
 """
 
 from __future__ import annotations
@@ -52,73 +48,6 @@ class Gap:
 
 
 Notice = Changed | Gap
-
-
-@dataclass(frozen=True, slots=True)
-class CoverageGap:
-    """An open gap.  `since` is in seconds of the owner's clock; `generation` is the watcher's when last found."""
-
-    source: str
-    path: bytes
-    reason: str
-    since: float
-    generation: int
-
-
-_Gaps = list[CoverageGap]  # the method of that name hides the type inside the class
-
-
-class Gaps:
-    """The open gaps, oldest first."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[str, bytes], CoverageGap] = {}
-
-    def add(self, source: str, path: bytes, reason: str, since: float, generation: int = 0) -> CoverageGap:
-        """Record a gap; returns the one that now covers `path`, which may be an older, wider one.
-
-        A gap found again keeps its first time and takes the newer generation, so that a scan that was already
-        under way does not close it.
-        """
-        over = self._over(source, path)
-        if over is not None:
-            path, reason, since = over.path, over.reason, min(over.since, since)
-            generation = max(over.generation, generation)
-        for key in [key for key in self._open if key[0] == source and is_below(key[1], path)]:
-            merged = self._open.pop(key)
-            since, generation = min(since, merged.since), max(generation, merged.generation)
-        gap = self._open[source, path] = CoverageGap(source, path, reason, since, generation)
-        return gap
-
-    def close(self, source: str, path: bytes, generation: int) -> _Gaps:
-        """Close and return the gaps at or below `path` that a scan begun at `generation` has made good."""
-        done = [
-            gap
-            for gap in self._open.values()
-            if gap.source == source and is_below(gap.path, path) and gap.generation <= generation
-        ]
-        for gap in done:
-            del self._open[gap.source, gap.path]
-        return done
-
-    def covering(self, path: bytes) -> _Gaps:
-        """The gaps of any source that `path` lies in."""
-        return [gap for gap in self.list() if is_below(path, gap.path)]
-
-    def list(self) -> _Gaps:
-        """All open gaps, oldest first."""
-        return sorted(self._open.values(), key=lambda gap: gap.since)
-
-    def _over(self, source: str, path: bytes) -> CoverageGap | None:
-        for gap in self._open.values():
-            if gap.source == source and is_below(path, gap.path):
-                return gap
-        return None
-
-
-def is_below(path: bytes, top: bytes) -> bool:
-    """Whether `path` is `top` or lies below it; both absolute, without a slash at the end."""
-    return path == top or path.startswith(top if top.endswith(b"/") else top + b"/")
 
 
 @dataclass(frozen=True, slots=True)
