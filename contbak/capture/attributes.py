@@ -38,8 +38,8 @@ _SKIPPED = (b"trusted.SGI_ACL_", b"user.contbak.")
 _HAS_XATTRS = hasattr(os, "listxattr")
 _TIME_MAX = (1 << 63) - 1
 _WORD = (1 << 64) - 1
-_FILE_FINGERPRINT = struct.Struct("<3I7Q")
-_DIRECTORY_FINGERPRINT = struct.Struct("<3I4Q")
+_FILE_FINGERPRINT = struct.Struct("<3I6Q")
+_DIRECTORY_FINGERPRINT = struct.Struct("<3I3Q")
 
 
 def stat_entry(path: bytes | int, st: os.stat_result, dir_fd: int | None = None) -> Entry:
@@ -86,7 +86,10 @@ def with_fields(entry: Entry, **fields: Any) -> Entry:
 
 
 def fingerprint(st: os.stat_result) -> bytes:
-    """68 bytes that differ when a file may have changed: all of its stat but the access time."""
+    """60 bytes that differ when a file may have changed: its stat without access time and device.
+
+    Device numbers are dealt out anew at every boot and say nothing of the file.
+    """
     return _FILE_FINGERPRINT.pack(
         st.st_mode,
         st.st_uid,
@@ -95,14 +98,13 @@ def fingerprint(st: os.stat_result) -> bytes:
         st.st_mtime_ns & _WORD,
         st.st_ctime_ns & _WORD,
         st.st_ino & _WORD,
-        st.st_dev & _WORD,
         st.st_nlink & _WORD,
         st.st_rdev & _WORD,
     )
 
 
 def fingerprint_of_directory(st: os.stat_result) -> bytes:
-    """44 bytes that differ when the entry of a directory may have changed.
+    """36 bytes that differ when the entry of a directory may have changed.
 
     Size and link count are left out: they follow from the children and are not restored.  The ctime stays,
     because nothing else tells of a changed ACL; whatever happens to the children moves the mtime as well.
@@ -114,13 +116,12 @@ def fingerprint_of_directory(st: os.stat_result) -> bytes:
         st.st_mtime_ns & _WORD,
         st.st_ctime_ns & _WORD,
         st.st_ino & _WORD,
-        st.st_dev & _WORD,
     )
 
 
 def link_id(st: os.stat_result) -> bytes:
-    """8 bytes that all names of one file share."""
-    return hashlib.blake2b(struct.pack("<2Q", st.st_dev & _WORD, st.st_ino & _WORD), digest_size=8).digest()
+    """8 bytes that all names of one file share, within one file system (a source never leaves its own)."""
+    return hashlib.blake2b(struct.pack("<Q", st.st_ino & _WORD), digest_size=8).digest()
 
 
 def read_xattrs(path: bytes | int, dir_fd: int | None = None) -> tuple[tuple[bytes, bytes], ...]:
