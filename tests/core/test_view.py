@@ -76,7 +76,7 @@ class Source:
         return self.nodes[id_]
 
     def view(self, lost=None) -> View:
-        return View(self.roots, self.get, lost)
+        return View(list(self.roots), self.get, lost)
 
 
 def walked(table, dir_id=TOP_DIR, prefix=b"", seen=None):
@@ -257,6 +257,24 @@ def test_diff_is_what_changed(old_drawn, new_drawn, cut, folded) -> None:
     assert sorted(found, key=repr) == sorted(expected, key=repr)
     back = [(one, two) for _, two, one in after.view().diff(before.view())]
     assert sorted(back, key=repr) == sorted([change[1:] for change in found], key=repr)
+
+
+def test_diff_gives_a_key_once_however_often_it_was_written() -> None:
+    table = {(d(0), b"%d" % n): file(n) for n in range(50)}
+    before, after = Source(table), Source(table)
+    before.commit({(d(0), b"7"): file(70)})
+    after.commit({(d(0), b"7"): file(71), (d(0), b"8"): file(71)})
+    assert set(before.view().diff(after.view())) == {(b"7", file(70), file(71)), (b"8", file(8), file(71))}
+    after.fold()
+    after.commit({(d(0), b"7"): file(72)})
+    assert len(list(before.view().diff(after.view()))) == 2
+
+
+def test_diff_ends_where_directories_loop() -> None:
+    source = Source({(d(0), b"a"): folder(1), (d(1), b"b"): folder(2), (d(2), b"up"): folder(1), (d(2), b"f"): file(1)})
+    before = source.view()
+    source.commit({(d(2), b"f"): file(2)})
+    assert list(before.diff(source.view())) == [(b"a/b/f", file(1), file(2))]
 
 
 def test_a_moved_directory_is_one_entry() -> None:
