@@ -211,7 +211,7 @@ def scan(top, device):
         folder, dir_id = pending.pop()
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
-            own = hashlib.sha256(os.path.relpath(path, top)).digest()[:8]
+            own = hashlib.sha256(b"%d" % os.lstat(path).st_ino).digest()[:8]  # kept when it is renamed
             entry = entry_of(path, own)
             rows.append(((dir_id, name), entry, path))
             if entry.kind == DIRECTORY:

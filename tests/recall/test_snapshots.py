@@ -127,8 +127,10 @@ def test_a_missing_record_shows_as_a_gap_or_comes_from_its_copy(maker, home):
         made.append(device.commit("home", home))
     folder = maker.top / "commits" / device.device.hex()
     (folder / f"{2:016x}-{made[1].id.hex()}").unlink()
+    (folder / f"{1:016x}-{made[0].id.hex()}").write_bytes(made[0].raw[:-1] + b"?")
     with opened(maker) as vault:
         assert [one.id for one in vault.history.snapshots] == [one.id for one in made]
+        assert vault.history.problems == []
         assert any("came from a copy" in problem for problem in vault.place.problems)
     (folder / f"{4:016x}-{made[3].id.hex()}").write_bytes(b"no record")
     with opened(maker) as vault:
@@ -199,6 +201,19 @@ def test_versions_of_a_path(maker, home):
         ]  # fmt: skip
         assert list(versions(vault.history, os.fsencode(home / "nothing"))) == []
         assert len(list(versions(vault.history, b"home:noise"))) == 12
+
+
+def test_versions_when_a_directory_above_is_renamed(maker, home):
+    """The file's own row does not change at all."""
+    device = maker.device()
+    device.commit("home", home)
+    (home / "docs").rename(home / "papers")
+    device.commit("home", home)
+    with opened(maker) as vault:
+        found = [version.entry and version.entry.size for version in versions(vault.history, b"home:docs/letter")]
+        assert found == [None, 3]
+        (version,) = versions(vault.history, b"home:papers/letter")
+        assert version.first.id == version.last.id == device.head.id
 
 
 def test_versions_agree_with_a_plain_look_at_every_snapshot(maker, tmp_path, seed):
