@@ -250,8 +250,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         kind = "unknown" if error.status in (404, 405) else "malformed"
         answer = Problem(error.status, kind, error.reason)
-    except (ConnectionError, ClientError, asyncio.CancelledError):
-        raise
+    except (ConnectionError, ClientError):  # the client is gone, and nobody reads this
+        answer = malformed("the connection was lost")
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         answer = Problem(500, "internal", "the relay failed; its log says why")

@@ -206,6 +206,8 @@ def forged(device, **kinds):
             return device.pack(good, vault=Device(rng).vault)
         case "writer":
             return device.pack(good, writer=b"somebody")
+        case "pack writer":
+            return device.pack(good, writer=b"somebody", frame_writer=device.writer)
         case "frame writer":
             return device.pack(good, frame_writer=b"somebody")
         case "mixed":
@@ -223,6 +225,9 @@ def forged(device, **kinds):
         bad[50] ^= 1
     builder = PackBuilder(device.vault, rng.randbytes(16), device.writer)
     parts = builder.add(header, bytes(bad) if kinds["wrong"] != "gap" else bytes(bad) + b"gap")
+    if kinds["wrong"] == "hidden frame":
+        parts += builder.add(header, raw)
+        del builder._rows[0]
     if kinds["wrong"] == "foreign row":
         other = device.chunk(frame.DATA, b"other")
         builder._rows[0] = builder._rows[0][:-32] + other.id
@@ -231,7 +236,7 @@ def forged(device, **kinds):
     return Packed(plan, whole[: plan.body_len], [chunk.id])
 
 
-WRONG = ["vault", "writer", "frame writer", "mixed", "empty", "body", "header", "foreign row", "gap"]
+WRONG = ["vault", "writer", "frame writer", "mixed", "empty", "body", "header", "foreign row", "gap", "hidden frame", "pack writer"]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
