@@ -236,7 +236,10 @@ def forged(device, **kinds):
     return Packed(plan, whole[: plan.body_len], [chunk.id])
 
 
-WRONG = ["vault", "writer", "frame writer", "mixed", "empty", "body", "header", "foreign row", "gap", "hidden frame", "pack writer"]
+WRONG = [
+    "vault", "writer", "frame writer", "pack writer", "mixed", "empty", "body", "header", "foreign row", "gap",
+    "hidden frame",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)
