@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from contbak.store import kvcheck, kvhome
 from contbak.store.kv import Kv, KvDamaged
 from contbak.store.kvform import DAMAGED, DATA_FILE, NEVER_BORN, SOUND
 
+PAGE = 4096
 TABLES = ["ids", "places", "heads"]
 Rows = dict[str, dict[bytes, bytes]]
 
@@ -55,7 +58,7 @@ def outcome(path: Path, data: bytes, sample: tuple[bytes, bytes, Rows], monkeypa
         except KvDamaged:
             return "refused"
         changed = {table: dict(rows) for table, rows in model.items()}
-        for number in range(4):
+        for number in range(2):
             with kv.write() as rows:
                 for table in TABLES:
                     for size in (5, 5, 200, 6000):
@@ -108,8 +111,8 @@ def test_flips_where_lmdb_keeps_its_own(
     """Single bits of the meta pages and of the heads of all pages, which random flips seldom meet."""
     rnd = random.Random(int(os.environ["CONTBAK_TEST_SEED"]))
     data = sample[0]
-    places = [page + at for page in range(0, len(data), 4096) for at in range(160 if page < 8192 else 24)]
-    for place in rnd.sample(places, 250):
+    places = [page + at for page in range(0, len(data), PAGE) for at in range(160 if page < 2 * PAGE else 24)]
+    for place in rnd.sample(places, 150):
         flipped = bytearray(data)
         flipped[place] ^= 1 << rnd.randrange(8)
         outcome(tmp_path / "e", bytes(flipped), sample, monkeypatch)
@@ -119,15 +122,77 @@ def test_pages_lost_zeroed_and_exchanged(
     tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = sample[0]
-    pages = [data[at : at + 4096] for at in range(0, len(data), 4096)]
+    pages = [data[at : at + PAGE] for at in range(0, len(data), PAGE)]
     rnd = random.Random(3)
     for at in range(len(pages)):
-        outcome(tmp_path / "e", b"".join([*pages[:at], bytes(4096), *pages[at + 1 :]]), sample, monkeypatch)
+        outcome(tmp_path / "e", b"".join([*pages[:at], bytes(PAGE), *pages[at + 1 :]]), sample, monkeypatch)
         other = rnd.randrange(len(pages))
         exchanged = list(pages)
         exchanged[at], exchanged[other] = pages[other], pages[at]
         outcome(tmp_path / "e", b"".join(exchanged), sample, monkeypatch)
-        assert outcome(tmp_path / "e", data[: at * 4096 + 100], sample, monkeypatch) == "refused"
+        assert outcome(tmp_path / "e", data[: at * PAGE + 100], sample, monkeypatch) == "refused"
+
+
+def test_an_older_state_that_claims_to_be_the_newest(
+    tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(sample[0])
+    at = PAGE - newest_meta(sample[0]) + 144
+    number = int.from_bytes(data[at : at + 8], "little")
+    data[at : at + 8] = (number + 2).to_bytes(8, "little")
+    assert outcome(tmp_path / "e", bytes(data), sample, monkeypatch) == "refused"
+
+
+def newest_meta(data: bytes) -> int:
+    """Where the newer of the two meta pages begins."""
+    return max((0, PAGE), key=lambda at: int.from_bytes(data[at + 144 : at + 152], "little"))
+
+
+def live_branches(data: bytes) -> Iterator[int]:
+    """Where the branch pages in use begin."""
+    claimed = []
+
+    class Watch(kvcheck.Examination):
+        def page(self, number: int) -> bytes:
+            claimed.append(number)
+            return super().page(number)
+
+    with mmap.mmap(-1, len(data)) as file:
+        file.write(data)
+        Watch(file, None).run()
+    return (number * PAGE for number in claimed if data[number * PAGE + 10] == 1)
+
+
+def test_separators_that_send_a_search_astray(
+    tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = sample[0]
+    seen = []
+    for branch in live_branches(data):
+        lower = int.from_bytes(data[branch + 12 : branch + 14], "little")
+        for pointer in range(branch + 18, branch + lower, 2):  # the first separator is never looked at
+            key = branch + int.from_bytes(data[pointer : pointer + 2], "little") + 8
+            for byte in (0, 255, data[key] ^ 1, data[key] ^ 2, data[key] ^ 16):
+                changed = bytearray(data)
+                changed[key] = byte
+                seen.append(outcome(tmp_path / "e", bytes(changed), sample, monkeypatch))
+    assert seen.count("refused") >= 10
+
+
+def test_a_free_list_that_names_live_pages(
+    tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = sample[0]
+    root = int.from_bytes(data[(at := newest_meta(data) + 80) : at + 8], "little") * PAGE
+    lower, upper = (int.from_bytes(data[root + at : root + at + 2], "little") for at in (12, 14))
+    assert data[root + 10] == 2 and lower > 16, "the sample must have free pages, listed on one leaf"
+    seen = []
+    for node in range(upper + 16, PAGE - 8, 8):
+        for bit in (1, 2, 4, 8, 16, 32, 64, 128):
+            changed = bytearray(data)
+            changed[root + node] ^= bit
+            seen.append(outcome(tmp_path / "e", bytes(changed), sample, monkeypatch))
+    assert seen.count("refused") > len(seen) // 2
 
 
 def test_through_the_child(tmp_path: Path, sample: tuple[bytes, bytes, Rows]) -> None:
