@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from contbak.app.batch import Batch, Tally, Work
+from contbak.app.carrier import Carrier
 from contbak.app.config import Settings, Source
 from contbak.app.embedded import EmbeddedRelay
 from contbak.app.home import Home
@@ -33,13 +34,13 @@ from contbak.core import commit as commits
 from contbak.core.chunker import check_engine
 from contbak.core.commit import NO_PREVIOUS, Commit, Details, Signed, Witness
 from contbak.core.crypto import AEGIS, XCHACHA
-from contbak.core.errors import ContbakError, NotFound, StoreError, Unreachable
+from contbak.core.errors import ContbakError, FormatError, NotFound, StoreError, Unreachable
 from contbak.core.excludes import Excludes
 from contbak.core.frame import NODE, Chunk
 from contbak.core.invite import Address
 from contbak.core.messages import Head, Session
 from contbak.core.names import ChunkId, CommitId, PackId, SourceId
-from contbak.core.transfer import HeadMismatch, MissingChunks
+from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
 from contbak.store.kv import Kv
 from contbak.upload import chain as chains
 from contbak.upload import known as knowns
@@ -88,11 +89,8 @@ class Agent:
         self._relay = EmbeddedRelay(home) if embedded else None
         self._thread = ThreadPoolExecutor(1, "contbak-journal")
         self._busy = asyncio.Lock()
-        self._room = asyncio.Event()
-        self._unsealed: dict[PackId, asyncio.Task[None]] = {}
         self._recent: list[bytes] = []
         self._checked: Session | None = None
-        self._sealed_packs = 0
         self._opened = False
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -100,7 +98,6 @@ class Agent:
     async def open(self) -> None:
         """Opens the state (rebuilding what is damaged), starts workers and uplink.  Raises ContbakError."""
         check_engine()
-        self._loop = asyncio.get_running_loop()
         self.home.make()
         if self._relay is not None:
             await self._relay.start()
@@ -108,14 +105,14 @@ class Agent:
         setup = Setup(
             self._seal, str(self.home.spool), READER, str(self.home.scratch), self.settings.nice
         )
-        self.workers = Workers(setup, self._have, self._on_pack)
         self.uplink = Uplink(self.address, Credentials(self.keys.writer.vault, self.keys.device_seed), self.spool)
+        self.carrier = Carrier(self.spool, self.known, self.uplink, self.run, self.alarm)
+        self.carrier.sealed = self._chain.packs if self._chain else 0
+        self.workers = Workers(setup, self.carrier.have, self.carrier.on_pack)
         await self.uplink.start()
         await self.workers.start(self.settings.workers or os.cpu_count() or 1)
         self._opened = True
-        for root in await self.run(self.spool.packs):
-            self._offer(root)
-        self._check_room()
+        self.carrier.start(await self.run(self.spool.packs))
 
     def _open_state(self) -> None:
         self.kv = Kv.open(self.home.journal, TABLES, on_damage=lambda reason: self.alarm(
@@ -127,16 +124,13 @@ class Agent:
         for _, reason in self.spool.clear():
             self.alarm(f"a damaged pack was dropped from the spool and will be made again: {reason}")
         self._chain = self.ledger.chain()
-        self._sealed_packs = self._chain.packs if self._chain else 0
 
     async def close(self) -> None:
         """Ends in order; what is under way is done again next time."""
         if self._opened:
             await self.workers.stop()
             await self.uplink.close()
-            for task in self._unsealed.values():
-                task.cancel()
-            await asyncio.gather(*self._unsealed.values(), return_exceptions=True)
+            await self.carrier.stop()
         if self._relay is not None:
             await self._relay.stop()
         if hasattr(self, "kv"):
@@ -199,14 +193,22 @@ class Agent:
         if not await self.run(proofs.any_staged) and (not complete or state.complete):
             return None
         witnesses = self._witnesses()
-        pending = await self.run(
-            lambda: self._build(source, batch, proofs, chain, state, complete or state.complete, witnesses)
-        )
+        try:
+            pending = await self.run(
+                lambda: self._build(source, batch, proofs, chain, state, complete or state.complete, witnesses)
+            )
+        except (NotFound, FormatError) as error:
+            await self.run(lambda: self._forget_tree(source, proofs))
+            raise StartedOver(f"{source.name}: the agent's copy of its tree is damaged ({error})") from None
         self._chain = await self.run(self.ledger.chain)
         if done:
             self.covered = frozenset((change.path, change.generation) for change in batch.work.changes)
         self.local(commits.decode(pending.record), done)
         return pending
+
+    def _forget_tree(self, source: Source, proofs: Proofs) -> None:
+        self.ledger.forget_source(source.source_id)
+        proofs.forget()
 
     def _build(
         self, source: Source, batch: Batch, proofs: Proofs, chain: Chain, state: SourceState, complete: bool,
@@ -231,9 +233,8 @@ class Agent:
             sealed_details(details, self._seal, os.urandom),
         )  # fmt: skip
         signed = commits.encode(record, self.keys.device_seed)
-        for packed in packs:
-            self._offer_soon(packed)
-        needs = [*self._unsealed, *(packed.root for packed in packs)]
+        self.carrier.send(packs)
+        needs = self.carrier.unsealed()
         self.known.flush()
         self.spool.sync(root for root in needs if self.spool.path_of(root).exists())
         after = SourceState(
@@ -245,10 +246,10 @@ class Agent:
             tally.new + totals.new, tally.changed + totals.changed, tally.gone + totals.gone
         )  # fmt: skip
         pending = Pending(
-            source.source_id, signed.raw, tuple(dict.fromkeys(needs)), after, tuple(built.obsolete), batch.work.since_ms
+            source.source_id, signed.raw, tuple(needs), after, tuple(built.obsolete), batch.work.since_ms
         )
         self.ledger.begin(
-            pending, Chain(chain.incarnation, signed.commit.sequence, chain.head, chain.record, self._sealed_packs)
+            pending, Chain(chain.incarnation, signed.commit.sequence, chain.head, chain.record, self.carrier.sealed)
         )
         return pending
 
@@ -256,9 +257,13 @@ class Agent:
         """Returns when the relay has acknowledged the commit and that is on record.  Raises MissingChunks."""
         if not pending.receipt:
             signed = commits.decode(pending.record)
-            needs = [PackId(root) for root in pending.needs if root in self._unsealed]
+            unsealed = self.carrier.unsealed()
+            needs = [PackId(root) for root in pending.needs if root in unsealed]
             try:
                 receipt = await self.uplink.commit(signed, needs)
+            except RejectedByPeer:
+                await self.run(lambda: self._give_up(pending))
+                raise
             except HeadMismatch as other:
                 await self._start_over(other.head)
                 raise StartedOver("the relay knows another history of this device; everything is read again") from None
@@ -269,7 +274,7 @@ class Agent:
         signed = commits.decode(pending.record)
         Proofs(self.kv, SourceId(pending.source)).confirm()
         assert self._chain is not None
-        chain = Chain(self._chain.incarnation, self._chain.sequence, signed.id, signed.raw, self._sealed_packs)
+        chain = Chain(self._chain.incarnation, self._chain.sequence, signed.id, signed.raw, self.carrier.sealed)
         with self.kv.write() as rows:
             self.ledger.acknowledge(rows, pending, chain)
         self._chain = chain
@@ -325,12 +330,17 @@ class Agent:
 
     def _find_lost(self, pending: Pending, chain: Chain, ids: set[ChunkId]) -> list[Change]:
         self.known.doubt(ids)
-        for packed in self._supply(ids):
-            self._offer_soon(packed)
+        self.carrier.send(self._supply(ids))
         paths = paths_of(pending.after, self.ledger.node, ids)
         self.ledger.withdraw(chain)
         now = int(time.time() * 1000)
         return [Change(path, 0, now, False, forced=True) for path in paths]
+
+    def _give_up(self, pending: Pending) -> None:
+        """The relay will never accept this commit: what it holds is looked at again, for another one."""
+        assert self._chain is not None
+        self.ledger.withdraw(self._chain)
+        Proofs(self.kv, SourceId(pending.source)).drop_staged()
 
     def _supply(self, ids: Collection[ChunkId]) -> list[Packed]:
         """Packs with those of the nodes `ids` that are at hand."""
@@ -351,7 +361,7 @@ class Agent:
                 os.urandom(commits.INCARNATION_LEN),
                 head.sequence if head else 0,
                 head.commit if head else NO_PREVIOUS,
-                packs=self._sealed_packs,
+                packs=self.carrier.sealed,
             )
             chain = self._chain
             await self.run(lambda: self.ledger.save_chain(chain))
@@ -387,7 +397,7 @@ class Agent:
 
     def _forget_state(self, head: Head | None) -> None:
         sequence = max(head.sequence if head else 0, self._chain.sequence if self._chain else 0)
-        self._sealed_packs = 0
+        self.carrier.sealed = 0
         self._chain = Chain(os.urandom(commits.INCARNATION_LEN), sequence, head.commit if head else NO_PREVIOUS)
         self.known.forget()
         self.ledger.forget_trees()
@@ -400,67 +410,6 @@ class Agent:
         session = self.uplink.session
         heads = session.heads if session is not None else ()
         return tuple(Witness(head.device[:8], head.sequence, head.commit) for head in heads[: commits.WITNESSES_MAX])
-
-    # -- packs --------------------------------------------------------------------------------------------------
-
-    async def _have(self, ids: Sequence[ChunkId]) -> Sequence[bool]:
-        """Whether the vault has these: from our own records, then from the relay if others write there too."""
-        await self._room.wait()
-        have = await self.run(lambda: self.known.have(ids))
-        unknown = [id_ for id_, there in zip(ids, have, strict=True) if not there]
-        if unknown and self._others_wrote():
-            with suppress(ContbakError):
-                answers = await self.uplink.have(unknown)
-                found = {id_ for id_, there in zip(unknown, answers, strict=True) if there}
-                self.known.note(found)
-                have = [there or id_ in found for id_, there in zip(ids, have, strict=True)]
-        return have
-
-    def _others_wrote(self) -> bool:
-        session = self.uplink.session
-        if session is None:
-            return False
-        return session.foreign > 0 or bool(session.heads) or session.packs > self._sealed_packs
-
-    def _on_pack(self, packed: Packed) -> None:
-        self.known.note(packed.ids)
-        self._offer(packed.root)
-        self._check_room()
-
-    def _offer_soon(self, packed: Packed) -> None:
-        """From the agent's thread: have a pack sent."""
-        self.known.note(packed.ids)
-        loop = self._loop
-        asyncio.run_coroutine_threadsafe(self._offer_now(packed.root), loop).result()
-
-    async def _offer_now(self, root: PackId) -> None:
-        self._offer(root)
-
-    def _offer(self, root: PackId) -> None:
-        if root in self._unsealed:
-            return
-        try:
-            self.uplink.offer(root)
-        except ContbakError as error:
-            self.alarm(f"a pack in the spool cannot be sent and will be made again: {error}")
-            return
-        self._unsealed[root] = asyncio.create_task(self._until_sealed(root))
-
-    async def _until_sealed(self, root: PackId) -> None:
-        try:
-            await self.uplink.sealed(root)
-            self._sealed_packs += 1
-        except ContbakError as error:
-            self.alarm(f"a pack was refused and will be made again: {error}")
-        del self._unsealed[root]
-        await self.run(lambda: self.spool.remove(root))
-        self._check_room()
-
-    def _check_room(self) -> None:
-        if self.spool.over_budget:
-            self._room.clear()
-        else:
-            self._room.set()
 
 
 def prune_of(home: Home, source: Source) -> Prune:

@@ -16,7 +16,7 @@ import click
 from contbak.app import keyfile
 from contbak.app.cli_show import age_of, document, progress, say, size_of
 from contbak.app.client import Daemon as Running
-from contbak.app.daemon import Daemon
+from contbak.app.daemon import serve as run_daemon
 from contbak.app.home import Home, find_home
 from contbak.app.oneshot import backup_once
 from contbak.app.status import describe_stopped
@@ -35,12 +35,7 @@ def run_command() -> None:
 
 def serve(home: Home) -> None:
     """Runs the daemon."""
-    keys = keyfile.load(home.keys)
-
-    async def main() -> None:
-        await Daemon(home, keys, lambda text: say(f"contbak: {text}")).run()
-
-    asyncio.run(main())
+    asyncio.run(run_daemon(home, keyfile.load(home.keys), lambda text: say(f"contbak: {text}")))
 
 
 @click.command("start")

@@ -25,11 +25,28 @@ from contbak.app.rounds import Rounds, follow
 from contbak.app.setup import adopted
 from contbak.app.status import describe
 from contbak.app.summary import summary
-from contbak.core.errors import UsageError
+from contbak.core.errors import ContbakError, UsageError
+from contbak.store.kv import KvDamaged
+
+
+async def serve(home: Home, keys: Keys, say: Callable[[str], None]) -> None:
+    """Runs the daemon until it is told to stop; `say` takes sentences for a person.
+
+    If its state turns out to be damaged while it runs, the state is set aside and the daemon begins anew.
+    Raises ContbakError if it cannot start.
+    """
+    with locked(home):
+        while True:
+            daemon = Daemon(home, keys, say)
+            try:
+                await daemon.run()
+                return
+            except KvDamaged as error:
+                say(f"the agent's state is damaged ({error}); it is set aside and made again by reading everything")
 
 
 class Daemon:
-    """Runs until it is told to stop.  `say`: where sentences for a person go."""
+    """One run.  The caller holds the lock of the home."""
 
     def __init__(self, home: Home, keys: Keys, say: Callable[[str], None]) -> None:
         relay = adopted(home)
@@ -44,30 +61,43 @@ class Daemon:
         self._control = Control(home.socket, Verbs(self._status, self._backup, self._reload, self._stop.set))
 
     async def run(self) -> None:
-        """From start to stop.  Raises ContbakError if it cannot start."""
+        """From start to stop.  Raises ContbakError if it cannot start, KvDamaged if its state is (set aside then)."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        with locked(self._home):
-            try:
-                await self._agent.open()
-                await self._agent.drop_leftovers(load_sources(self._home))
-                self._lookout.start()
-                await self._reload()
-                await self._control.start()
-                notify("READY=1")
-                await self._until_stopped()
-            finally:
-                notify("STOPPING=1")
-                await self._control.stop()
-                await self._lookout.stop()
-                await self._agent.close()
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        try:
+            await self._agent.open()
+            await self._agent.drop_leftovers(load_sources(self._home))
+            self._lookout.start()
+            await self._reload()
+            await self._control.start()
+            notify("READY=1")
+            await self._until_stopped()
+        except KvDamaged as error:
+            self._agent.kv.quarantine(str(error))
+            raise
+        finally:
+            notify("STOPPING=1")
+            await self._control.stop()
+            await self._lookout.stop()
+            await self._agent.close()
+
+    def _hang_up(self) -> None:
+        self._reloading = asyncio.create_task(self._reload_or_say())
+
+    async def _reload_or_say(self) -> None:
+        try:
+            await self._reload()
+        except ContbakError as error:
+            self._say(f"the configuration was not taken over: {error}")
 
     async def _until_stopped(self) -> None:
         tasks = [
             asyncio.create_task(work)
             for work in (
                 self._rounds.work(), self._lookout.settle(), self._lookout.watch_clocks(), self._lookout.rescan(),
+                self._lookout.revive(),
             )
         ]  # fmt: skip
         stop = asyncio.create_task(self._stop.wait())

@@ -32,6 +32,7 @@ class Lookout:
         self._wake = wake
         self._debouncers: dict[str, Debouncer] = {}
         self._armed: set[str] = set()
+        self._gone: set[str] = set()
         self._appeared: set[bytes] = set()
         self._stirred = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +65,7 @@ class Lookout:
         self.sources.pop(name, None)
         self._debouncers.pop(name, None)
         self._armed.discard(name)
+        self._gone.discard(name)
 
     def armed(self, name: str) -> bool:
         """Whether the source is watched: a scan that begins now misses nothing."""
@@ -108,6 +110,16 @@ class Lookout:
                 for source in list(self.sources.values()):
                     await self.open_gap(source, b"", reason)
 
+    async def revive(self) -> None:
+        """For ever: a source that was gone (unmounted, renamed) is watched again when it is back."""
+        while True:
+            await asyncio.sleep(CLOCK_CHECK_S)
+            for name in list(self._gone):
+                source = self.sources[name]
+                if os.path.isdir(source.top):
+                    self.unwatch(name)
+                    await self.watch(source)
+
     async def rescan(self) -> None:
         """For ever: events are hints, so now and then everything is looked at."""
         while True:
@@ -132,6 +144,8 @@ class Lookout:
             self._debouncers[source.name].receive(path, time.monotonic())
             self._stirred.set()
         else:
+            if notice.reason == gaps.GONE:
+                self._gone.add(source.name)
             self._keep(self.open_gap(source, path, notice.reason))
 
     async def _journal(self, source: Source, settled: list[tuple[bytes, float, bool]]) -> None:

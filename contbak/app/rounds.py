@@ -21,6 +21,7 @@ from contbak.app.lookout import Lookout
 from contbak.core.commit import Signed
 from contbak.core.errors import ContbakError, Unreachable
 from contbak.core.names import CommitId
+from contbak.store.kv import KvDamaged
 
 BATCH_CHANGES = 20_000
 RETRY_MIN_S = 30.0
@@ -87,6 +88,8 @@ class Rounds:
                 return
             except StartedOver as error:
                 await self._doubt_everything(error)
+            except KvDamaged:
+                raise
             except ContbakError as error:
                 self._note(str(error))
                 await asyncio.sleep(pause)
@@ -104,6 +107,8 @@ class Rounds:
             await self._doubt_everything(error)
             self._requests.setdefault(source.name, []).extend(self._current)
             return True
+        except KvDamaged:
+            raise
         except ContbakError as error:
             self._note(f"{source.name}: {error}")
             self._asleep[source.name] = time.monotonic() + SOURCE_REST_S

@@ -80,7 +80,7 @@ class Journal:
                         old.generation + 1,
                         min(old.since_ms, change.since_ms),
                         old.subtree or change.subtree,
-                        old.tries,
+                        change.tries,
                         old.forced or change.forced,
                     )
                 rows.put("changes", key, codec.encode(change))
