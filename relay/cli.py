@@ -35,7 +35,7 @@ class _Group(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name == "run":
-            found = importlib.import_module("relay.serve").run
+            found = importlib.import_module("relay.cli_run").run
             return found if isinstance(found, click.Command) else None
         return super().get_command(context, name)
 

@@ -228,6 +228,9 @@ def forged(device, **kinds):
     if kinds["wrong"] == "hidden frame":
         parts += builder.add(header, raw)
         del builder._rows[0]
+    if kinds["wrong"] == "frame named twice":
+        parts += builder.add(header, raw)
+        builder._rows[1] = builder._rows[0]
     if kinds["wrong"] == "foreign row":
         other = device.chunk(frame.DATA, b"other")
         builder._rows[0] = builder._rows[0][:-32] + other.id
@@ -238,7 +241,7 @@ def forged(device, **kinds):
 
 WRONG = [
     "vault", "writer", "frame writer", "pack writer", "mixed", "empty", "body", "header", "foreign row", "gap",
-    "hidden frame",
+    "hidden frame", "frame named twice",
 ]  # fmt: skip
 
 
