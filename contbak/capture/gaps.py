@@ -1,7 +1,7 @@
 """Coverage gaps: times and places where events may have been lost, the reasons for them, and the notices of them.
 
-A gap covers everything at and below its path.  This module finds gaps only by the clocks (suspend, clock set); the watcher
-finds the others, and the journal keeps them until a scan that began later has looked at the place.
+A gap covers everything at and below its path.  This module finds gaps only by the clocks (suspend, clock set); the
+watcher finds the others, and the journal keeps them until a scan that began later has looked at the place.
 """
 
 from __future__ import annotations

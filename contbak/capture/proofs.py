@@ -1,14 +1,13 @@
 """What is known to be safe: one row per name of a source, written only when a commit that holds it was acknowledged.
 
 Tables (all keys begin with the 8 bytes of the source):
-    clean        directory id, name   -> the stat that the acknowledged copy was made from
-    staged       directory id, name   -> the same and the new entry, for the commit in the making; nil entry = gone
-    directories  directory id         -> parent's directory id, name: where it was last seen
-    inodes       inode number         -> directory id, so that a moved directory is known again
-    links        link id              -> how many names the file had when it was last looked at
+    clean   directory id, name   -> the stat that the acknowledged copy was made from
+    staged  directory id, name   -> the same and the new entry, for the commit in the making; nil entry = gone
+    placed  directory id         -> where the staged rows have it (as in `directories` of contbak.capture.whereabouts)
 
-A lost or damaged row only means that a file is read again.  Rules: `clean` changes in `confirm` alone; the other
-tables are hints and may run ahead of it.  One thread uses a Proofs at a time.
+A lost or damaged row only means that a file is read again.  Rules: `clean` and its indexes change in `confirm` alone,
+and together; what is staged can be dropped at any time and leaves no trace.  One thread uses a Proofs at a time, and
+one Proofs of a source stages at a time.
 """
 
 from __future__ import annotations
@@ -19,20 +18,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
+from typing import NamedTuple
 
+from contbak.capture import whereabouts
+from contbak.capture.whereabouts import Mark
 from contbak.core import codec
-from contbak.core.entry import DIRECTORY, Entry
+from contbak.core.entry import Entry
 from contbak.core.names import DIR_ID_LEN, SOURCE_ID_LEN, TOP_DIR, DirId, SourceId
-from contbak.store.kv import Kv, Writer
+from contbak.store.kv import Kv, Reader, Writer
 
-TABLES = ("clean", "staged", "directories", "inodes", "links")
+TABLES = ("clean", "staged", "placed", *whereabouts.TABLES)
+RACY_NS = 20_000_000
+"""No clock that stamps files ticks slower than this."""
 _HEAD = struct.Struct("<BH8s")
 _FLUSH_ROWS = 2_000
-_FILE = struct.Struct("<IIIQ")
+_FILE = struct.Struct("<3I6Q")
+_DIRECTORY = struct.Struct("<3I3Q")
+_DIRECTORY_CTIME_END = 27
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """The stat (a fingerprint of capture.attributes) that the copy of one name was made from.
 
     `directory`: the directory's own id, b"" for anything else.
@@ -43,12 +48,29 @@ class Proof:
 
     @property
     def mode(self) -> int:
+        """st_mode."""
         return int.from_bytes(self.fingerprint[:4], "little")
 
     @property
     def size(self) -> int:
         """Bytes of a regular file, 0 for anything else."""
         return _FILE.unpack_from(self.fingerprint)[3] if stat.S_ISREG(self.mode) else 0
+
+    @property
+    def inode(self) -> int:
+        """Of a directory; 0 if another file system is mounted there."""
+        return int(_DIRECTORY.unpack_from(self.fingerprint)[5])
+
+    @property
+    def mark(self) -> Mark:
+        """What the indexes are to know of it."""
+        if self.directory:
+            own = b"" if self.directory == TOP_DIR else self.directory
+            return Mark(own, self.inode, 0)
+        if not stat.S_ISREG(self.mode):
+            return Mark(b"", 0, 0)
+        fields = _FILE.unpack_from(self.fingerprint)
+        return Mark(b"", fields[6], fields[7])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +115,7 @@ class Proofs:
     def __init__(self, kv: Kv, source: SourceId) -> None:
         self._kv = kv
         self._source = source
-        self._fresh: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES[2:]}
+        self._placed: dict[bytes, bytes] = {}
         self._staged: dict[bytes, dict[bytes, bytes]] = {}
         self._waiting = 0
 
@@ -113,39 +135,56 @@ class Proofs:
         return None if clean is None else _unpack(clean)
 
     def children(self, dir_id: bytes) -> dict[bytes, Proof]:
-        """The newest state of all names in a directory."""
+        """The newest state of all names in a directory (not of the source's top, which is no name in it)."""
         start, prefix = SOURCE_ID_LEN + DIR_ID_LEN, self._source + dir_id
         with self._kv.read() as rows:
             found = {key[start:]: _unpack(value) for key, value in rows.items("clean", prefix=prefix)}
             staged = {key[start:]: value for key, value in rows.items("staged", prefix=prefix)}
-        for name, value in (staged | self._staged.get(dir_id, {})).items():
+        staged.update(self._staged.get(dir_id, {}))
+        for name, value in staged.items():
             proof = _unpack_staged(value)[0]
             if proof is None:
                 found.pop(name, None)
             else:
                 found[name] = proof
+        found.pop(b"", None)
         return found
 
-    def directory_of(self, path: bytes) -> DirId | None:
-        """The id of the directory at `path` (relative, no slash at the ends; b"" = top), None if unknown."""
-        dir_id = TOP_DIR
-        if path:
-            for name in path.split(b"/"):
-                proof = self.find(dir_id, name)
-                if proof is None or not proof.directory:
-                    return None
-                dir_id = DirId(proof.directory)
-        return dir_id
-
     def location(self, dir_id: bytes) -> tuple[DirId, bytes] | None:
-        """(parent, name) where a directory was last seen."""
-        raw = self._get("directories", dir_id)
-        return None if raw is None else (DirId(raw[:DIR_ID_LEN]), raw[DIR_ID_LEN:])
+        """(parent, name) where a directory is, or was if it is detached."""
+        with self._kv.read() as rows:
+            raw = self._place(rows, dir_id)
+        if raw is None:
+            return None
+        _, parent, name = whereabouts.parted(raw)
+        return DirId(parent), name
+
+    def attached(self, dir_id: bytes) -> bool:
+        """Whether there is a row that leads to this directory."""
+        key = self.location(dir_id)
+        proof = None if key is None else self.find(*key)
+        return proof is not None and proof.directory == dir_id
 
     def directory_with(self, inode: int) -> DirId | None:
-        """The directory that had this inode number when it was last seen."""
-        raw = self._get("inodes", inode.to_bytes(8, "little"))
-        return None if raw is None else DirId(raw)
+        """The directory that has this inode number as far as is known; it may be detached."""
+        with self._kv.read() as rows:
+            raw = rows.get("inodes", self._source + whereabouts.number(inode))
+            place = None if raw is None else self._place(rows, raw)
+        if raw is None or place is None or whereabouts.parted(place)[0] != inode:
+            return None
+        return DirId(raw)
+
+    def names_of(self, inode: int) -> list[tuple[DirId, bytes]]:
+        """The names that a file with several of them has as of the last commit."""
+        prefix = self._source + whereabouts.number(inode)
+        with self._kv.read() as rows:
+            keys = [key[len(prefix) :] for key, _ in rows.items("links", prefix=prefix)]
+        return [(DirId(key[:DIR_ID_LEN]), key[DIR_ID_LEN:]) for key in keys]
+
+    def detached(self) -> list[DirId]:
+        """Directories whose row a commit replaced while there were rows in them."""
+        with self._kv.read() as rows:
+            return [DirId(key[SOURCE_ID_LEN:]) for key, _ in rows.items("detached", prefix=self._source)]
 
     def new_directory_id(self, path: bytes) -> DirId:
         """An unused id for a directory first seen at `path`.
@@ -157,7 +196,7 @@ class Proofs:
         for attempt in range(1 << 32):
             own = blake2b(attempt.to_bytes(4, "little") + path, digest_size=5).digest()
             dir_id = DirId(blake2b(parent, digest_size=3).digest() + own)
-            if dir_id != TOP_DIR and self._get("directories", dir_id) is None:
+            if dir_id != TOP_DIR and self.location(dir_id) is None:
                 return dir_id
         raise AssertionError("unreachable: 2^32 directories of one path")
 
@@ -165,24 +204,14 @@ class Proofs:
 
     def stage(self, dir_id: bytes, name: bytes, proof: Proof, entry: Entry) -> None:
         """The next commit will hold `entry`."""
+        mark = proof.mark
+        if mark.directory:
+            self._placed[mark.directory] = whereabouts.number(mark.inode) + dir_id + name
         self._stage(dir_id, name, _pack_staged(proof, codec.encode(entry)))
 
     def stage_gone(self, dir_id: bytes, name: bytes) -> None:
         """The next commit will not hold this name."""
         self._stage(dir_id, name, _pack_staged(None, b""))
-
-    def place(self, dir_id: bytes, parent: bytes, name: bytes, inode: int) -> None:
-        """Notes where a directory is."""
-        self._put("directories", dir_id, parent + name)
-        self._put("inodes", inode.to_bytes(8, "little"), dir_id)
-
-    def links_changed(self, link: bytes, count: int) -> bool:
-        """Whether a file's number of names differs from when it was last asked; notes the new one."""
-        raw = count.to_bytes(4, "little")
-        if self._get("links", link) == raw:
-            return False
-        self._put("links", link, raw)
-        return True
 
     def flush(self) -> None:
         """Writes what was staged since the last flush, in one transaction."""
@@ -192,9 +221,8 @@ class Proofs:
             for dir_id, names in self._staged.items():
                 for name, value in names.items():
                     rows.put("staged", self._source + dir_id + name, value)
-            for table, fresh in self._fresh.items():
-                for key, value in fresh.items():
-                    rows.put(table, key, value)
+            for dir_id, place in self._placed.items():
+                rows.put("placed", self._source + dir_id, place)
         self._forget_fresh()
 
     def staged(self) -> Iterator[Staged]:
@@ -232,25 +260,17 @@ class Proofs:
             with self._kv.write() as rows:
                 part = list(islice(rows.items("staged", prefix=self._source), batch))
                 for key, value in part:
-                    self._confirm(rows, key, _unpack_staged(value)[0])
+                    _confirm(rows, key, _unpack_staged(value)[0])
             if len(part) < batch:
-                return
-
-    def _confirm(self, rows: Writer, key: bytes, proof: Proof | None) -> None:
-        if proof is not None:
-            rows.put("clean", key, _pack(proof))
-        else:
-            clean = rows.get("clean", key)
-            directory = b"" if clean is None else _unpack(clean).directory
-            if directory and rows.get("directories", self._source + directory) == key[SOURCE_ID_LEN:]:
-                rows.delete("directories", self._source + directory)
-            rows.delete("clean", key)
-        rows.delete("staged", key)
+                break
+        self._drop("placed")
+        whereabouts.sweep(self._kv, self._source, batch)
 
     def drop_staged(self) -> None:
         """Forgets what was staged: those names will be looked at again."""
         self._forget_fresh()
-        self._drop("staged")
+        for table in ("staged", "placed"):
+            self._drop(table)
 
     def forget(self) -> None:
         """The source is no longer protected."""
@@ -274,46 +294,56 @@ class Proofs:
             clean = rows.get("clean", key)
             if clean is not None:
                 proof = _unpack(clean)
-                rows.put("clean", key, _pack(Proof(void(proof.fingerprint), proof.directory)))
+                rows.put("clean", key, _pack(proof._replace(fingerprint=void(proof.fingerprint))))
 
     # -- rows -------------------------------------------------------------------------------------------------
 
-    def _get(self, table: str, key: bytes) -> bytes | None:
-        key = self._source + key
-        fresh = self._fresh[table].get(key)
+    def _place(self, rows: Reader, dir_id: bytes) -> bytes | None:
+        fresh = self._placed.get(dir_id)
         if fresh is not None:
             return fresh
-        with self._kv.read() as rows:
-            return rows.get(table, key)
-
-    def _put(self, table: str, key: bytes, value: bytes) -> None:
-        self._fresh[table][self._source + key] = value
-        self._count()
+        key = self._source + dir_id
+        placed = rows.get("placed", key)
+        return rows.get("directories", key) if placed is None else placed
 
     def _stage(self, dir_id: bytes, name: bytes, value: bytes) -> None:
         self._staged.setdefault(dir_id, {})[name] = value
-        self._count()
-
-    def _count(self) -> None:
         self._waiting += 1
         if self._waiting >= _FLUSH_ROWS:
             self.flush()
 
     def _forget_fresh(self) -> None:
         self._staged.clear()
-        for fresh in self._fresh.values():
-            fresh.clear()
+        self._placed.clear()
         self._waiting = 0
 
 
 def void(fingerprint: bytes) -> bytes:
-    """A fingerprint that no file has, with the same mode and size."""
-    return fingerprint[:-1] + bytes((fingerprint[-1] ^ 0xFF,))
+    """A fingerprint that no file has, with the same mode, size and inode number."""
+    at = _DIRECTORY_CTIME_END if len(fingerprint) == _DIRECTORY.size else len(fingerprint) - 1
+    return fingerprint[:at] + b"\xff" + fingerprint[at + 1 :]
 
 
-def proof_of(entry: Entry, fingerprint: bytes) -> Proof:
-    """The proof that goes with an entry."""
-    return Proof(fingerprint, entry.dir if entry.kind == DIRECTORY else b"")
+def settled_fingerprint(fingerprint: bytes, read_at_ns: int) -> bytes:
+    """The fingerprint to keep of a regular file that was read at `read_at_ns` (time.time_ns before the first byte).
+
+    That is `fingerprint`, or, where the file changed so shortly before that it could change again within the same
+    tick of its clock and look the same, a void one, so that the next look reads it again.  The ctime decides: every
+    change moves it, and unlike the mtime it cannot be set.
+    """
+    ctime = _FILE.unpack_from(fingerprint)[5]
+    return void(fingerprint) if ctime > read_at_ns - RACY_NS else fingerprint
+
+
+def _confirm(rows: Writer, key: bytes, proof: Proof | None) -> None:
+    clean = rows.get("clean", key)
+    old = None if clean is None else _unpack(clean).mark
+    whereabouts.note(rows, key, old, None if proof is None else proof.mark)
+    if proof is not None:
+        rows.put("clean", key, _pack(proof))
+    else:
+        rows.delete("clean", key)
+    rows.delete("staged", key)
 
 
 def _pack(proof: Proof) -> bytes:
