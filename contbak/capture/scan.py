@@ -1,9 +1,14 @@
 """Looks at paths of a source and finds out what differs from the proofs.
 
 Directories, links and special files are staged at once; regular files that changed are handed out to be read.
-Rules: a directory that cannot be listed never becomes deletions; a directory that moved keeps its id, so nothing
-beneath it is touched; what is gone is staged as gone only when the whole batch was looked at (`finish`), so that
-a move is seen as one whatever the order of its two ends.
+Rules:
+- A directory that cannot be listed never becomes deletions, nor does anything when the source itself is not what it
+  was (unmounted, replaced).
+- A directory that moved keeps its id, so nothing beneath it is touched.  What is gone is staged as gone only when
+  the whole batch was looked at (`finish`), so that a move is seen as one whatever the order of its two ends.
+- Every directory on the way to a path is looked at first: it may have been replaced by a link, another directory or
+  a mount, and then the path is not what it was.
+- The file system of the source is not left; what is mounted in it is a directory whose content is not looked at.
 """
 
 from __future__ import annotations
@@ -12,23 +17,24 @@ import os
 import stat
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from contbak.capture.attributes import fingerprint, fingerprint_of_directory, link_id, stat_entry, with_fields
+from contbak.capture.attributes import fingerprint, stat_entry, with_fields
+from contbak.capture.identity import Identities, Key
+from contbak.capture.listing import MARKERS, listed, marker_in
 from contbak.capture.proofs import Proof, Proofs
-from contbak.core.errors import SourceError
+from contbak.core.errors import SourceError, Vanished
 from contbak.core.names import TOP_DIR
-
-CACHEDIR_TAG = b"CACHEDIR.TAG"
-CACHEDIR_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
-MARKERS = (CACHEDIR_TAG, b".nobackup")
 
 Prune = Callable[[bytes, bool], bool]
 """(path relative to the source, is it a directory) -> leave it out."""
 
+TOP_KEY: Key = (TOP_DIR, b"")
+_REMEMBERED = 10_000
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A regular file that must be read.  `path` is relative to the source."""
+
+class Read(NamedTuple):
+    """A regular file that must be read.  `path` is relative to the source; `known`: there is an older copy."""
 
     path: bytes
     dir_id: bytes
@@ -37,12 +43,14 @@ class Read:
     known: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(NamedTuple):
     """A path that could not be looked at."""
 
     path: bytes
     reason: str
+
+
+Found = Iterator[Read | Trouble]
 
 
 @dataclass(slots=True)
@@ -56,242 +64,305 @@ class Counts:
 class Scan:
     """One batch of looking; make a new one for each batch.
 
-    `top`: the source's absolute path; `prune` decides what is left out; the file system of `top` is not left.
+    `top`: the source's absolute path; `prune` decides what is left out.  Raises Vanished if the source is not there,
+    here and (when it goes away meanwhile) in `look`.
     """
 
     def __init__(self, top: bytes, proofs: Proofs, prune: Prune) -> None:
         self._top = top
         self._proofs = proofs
         self._prune = prune
-        self._device = os.lstat(top).st_dev
-        self._orphans: dict[bytes, tuple[bytes, bytes] | None] = {}
-        self._claimed: set[bytes] = set()
-        self._looked: set[bytes] = set()
+        self._device, self._inode = self._top_now()
+        self._identities = Identities(top, self._device, proofs)
+        self._ways: dict[bytes, tuple[bytes, bytes | None]] = {}
+        self._ways_as_of = 0
+        self._asked: dict[bytes, tuple[bytes, bytes]] = {}
         self.counts = Counts()
         self.links_wanted = False
-        """A file gained or lost names that this batch did not see: a scan of the whole source finds them."""
+        """A file has names that nobody told of: a scan of the whole source finds them."""
+        self._check_top()
 
-    def look(self, path: bytes, subtree: bool = False, forced: bool = False) -> Iterator[Read | Trouble]:
-        """Compares one path, and all beneath it if `subtree` or if it is a directory that was not known."""
-        anchor = self._anchor(path)
-        if anchor != path:
-            path, subtree = anchor, True
+    def look(self, path: bytes, subtree: bool = False, forced: bool = False) -> Found:
+        """Compares one path, and all beneath it if `subtree` or if it is a directory that was not known.
+
+        `forced`: a file there is read even if it looks unchanged.
+        """
+        if self._proofs.find(*TOP_KEY) is None:
+            path, subtree = b"", True
         parent, _, name = path.rpartition(b"/")
-        dir_id = self._proofs.directory_of(parent)
-        if dir_id is None:  # the source itself was never looked at
-            yield from self.look(b"", subtree=True)
+        if name in MARKERS and not forced:  # it decides about its neighbours
+            path, subtree = parent, True
+            parent, _, name = path.rpartition(b"/")
+        if not path:
+            yield from self._look_at_top(subtree)
             return
-        if path and parent not in self._looked:
-            self._looked.add(parent)
-            yield from self._look_at_parent(parent)
-        st = yield from self._stat(path)
-        if isinstance(st, Trouble):
+        way = yield from self._enter(parent)
+        if way is None:
             return
-        if st is None or (path and self._left_out(path, st)):
-            self._gone(dir_id, name)
-        elif not path:
-            yield from self._top_directory(st, subtree)
-        else:
-            yield from self._compare(dir_id, name, path, st, forced, subtree)
+        dir_id, marker = way
+        inode = yield from self._look_at((dir_id, name), path, marker, (subtree, forced))
+        if inode:
+            yield from self._look_at_other_names(inode, (dir_id, name))
 
     def finish(self) -> None:
-        """Stages as gone what was not found again."""
-        queue = [(dir_id, at) for dir_id, at in self._orphans.items() if dir_id not in self._claimed]
-        while queue:
-            dir_id, at = queue.pop()
-            if at is not None:
-                self._proofs.stage_gone(*at)
-            for name, proof in self._proofs.children(dir_id).items():
-                self._proofs.stage_gone(dir_id, name)
-                if proof.directory and proof.directory not in self._claimed:
-                    queue.append((proof.directory, None))
-        self._orphans.clear()
+        """Stages as gone what was not found again.  Once, after the last `look`."""
+        self._identities.finish()
+
+    # -- the source itself ------------------------------------------------------------------------------------
+
+    def _top_now(self) -> tuple[int, int]:
+        try:
+            st = os.lstat(self._top)
+        except OSError as error:
+            raise Vanished(self._top, _reason(error)) from None
+        if not stat.S_ISDIR(st.st_mode):
+            raise Vanished(self._top, "it is not a directory any more")
+        return st.st_dev, st.st_ino
+
+    def _check_top(self) -> None:
+        """An empty mount point must not pass for a source whose files were deleted."""
+        proof = self._proofs.find(*TOP_KEY)
+        if proof is None or proof.inode == self._inode:
+            return
+        known = self._proofs.children(TOP_DIR).keys()
+        try:
+            there = set(os.listdir(self._top))
+        except OSError as error:
+            raise Vanished(self._top, _reason(error)) from None
+        if known and not known & there:
+            raise Vanished(self._top, "nothing of what was in it is there; is it mounted?")
+
+    def _still_there(self) -> None:
+        """To be called after something was found missing and before that is believed."""
+        if self._top_now() != (self._device, self._inode):
+            raise Vanished(self._top, "it went away while it was looked at")
+
+    def _look_at_top(self, subtree: bool) -> Found:
+        st = yield from self._stat(b"")
+        if isinstance(st, Trouble):
+            return
+        if st is None:
+            raise Vanished(self._top, "it is not there any more")
+        if not stat.S_ISDIR(st.st_mode):
+            raise Vanished(self._top, "it is not a directory any more")
+        yield from self._directory(TOP_KEY, b"", st, self._proofs.find(*TOP_KEY))
+        if subtree:
+            yield from self._beneath(b"", TOP_DIR)
+
+    # -- the way to a path ------------------------------------------------------------------------------------
+
+    def _enter(self, path: bytes) -> Generator[Read | Trouble, None, tuple[bytes, bytes | None] | None]:
+        """(id, marker) of the directory `path`, once all directories down to it were looked at; None: go no further.
+
+        A directory's own times change with its children and no event says so, so this finds out, too.
+        """
+        if self._ways_as_of != self._identities.changes:
+            self._ways.clear()
+            self._ways_as_of = self._identities.changes
+        names = path.split(b"/") if path else []
+        depth = len(names)
+        while depth and b"/".join(names[:depth]) not in self._ways:
+            depth -= 1
+        at = b"/".join(names[:depth])
+        if at not in self._ways:
+            yield from self._look_at_top(False)
+            self._remember(b"", TOP_DIR)
+        for name in names[depth:]:
+            dir_id, marker = self._ways[at]
+            at = at + b"/" + name if at else name
+            own = yield from self._step((dir_id, name), at, marker)
+            if own is None:
+                return None
+            self._remember(at, own)
+        return self._ways[path]
+
+    def _step(self, key: Key, path: bytes, marker: bytes | None) -> Generator[Read | Trouble, None, bytes | None]:
+        """The id of a directory on the way, None if what lies beneath was looked at already or must not be."""
+        st = yield from self._stat(path)
+        if isinstance(st, Trouble):
+            return None
+        if st is None or not stat.S_ISDIR(st.st_mode) or self._left_out(path, st, marker):
+            yield from self._compare(key, path, st, marker, (False, False))
+            return None
+        own, fresh = yield from self._directory(key, path, st, self._proofs.find(*key))
+        if own is not None and fresh:
+            yield from self._beneath(path, own)
+            return None
+        return own
+
+    def _remember(self, path: bytes, dir_id: bytes) -> None:
+        if len(self._ways) >= _REMEMBERED:
+            self._ways.clear()
+        self._ways[path] = dir_id, marker_in(self._absolute(path))
 
     # -- one name ---------------------------------------------------------------------------------------------
 
-    def _compare(
-        self, dir_id: bytes, name: bytes, path: bytes, st: os.stat_result, forced: bool, subtree: bool
-    ) -> Iterator[Read | Trouble]:
-        self.counts.seen += 1
-        proof = self._proofs.find(dir_id, name)
-        if stat.S_ISDIR(st.st_mode):
-            yield from self._directory((dir_id, name), path, st, proof, subtree)
-        else:
-            yield from self._leaf((dir_id, name), path, st, None if forced else proof)
+    def _look_at(
+        self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, bool]
+    ) -> Generator[Read | Trouble, None, int]:
+        """Returns the inode number of a changed file that has, or had, other names; else 0."""
+        st = yield from self._stat(path)
+        if isinstance(st, Trouble):
+            return 0
+        before = self._proofs.find(*key)
+        yield from self._compare(key, path, st, marker, how)
+        if st is None or not stat.S_ISREG(st.st_mode) or (before and before.fingerprint == fingerprint(st)):
+            return 0
+        had = before.mark.links if before is not None else 0
+        if st.st_nlink > 1 and st.st_nlink != had:
+            self._count_names(st, key)
+        return st.st_ino if max(st.st_nlink, had) > 1 else 0
 
-    def _leaf(
-        self, key: tuple[bytes, bytes], path: bytes, st: os.stat_result, proof: Proof | None
-    ) -> Iterator[Read | Trouble]:
+    def _compare(
+        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: tuple[bool, bool]
+    ) -> Found:
+        """`how`: (subtree, forced)."""
+        if st is None or self._left_out(path, st, marker):
+            self._gone(key)
+            return
+        self.counts.seen += 1
+        proof = self._proofs.find(*key)
+        subtree, forced = how
+        if not stat.S_ISDIR(st.st_mode):
+            yield from self._leaf(key, path, st, proof, forced)
+            return
+        own, fresh = yield from self._directory(key, path, st, proof)
+        if own is not None and (subtree or fresh):
+            yield from self._beneath(path, own)
+
+    def _leaf(self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None, forced: bool = False) -> Found:
         now = fingerprint(st)
-        if proof is not None and proof.fingerprint == now:
+        if proof is not None and proof.fingerprint == now and not forced:
             self.counts.unchanged += 1
             return
         if proof is not None and proof.directory:
-            self._orphans[proof.directory] = None
+            self._identities.detach(proof.directory)
         if stat.S_ISREG(st.st_mode):
-            if st.st_nlink > 1 and self._proofs.links_changed(link_id(st), st.st_nlink):
-                self.links_wanted = True
-            yield Read(path, *key, st.st_size, proof is not None)
+            if forced or self._asked.get(path) != (
+                key[0],
+                now,
+            ):  # a new directory and the files in it come in one batch
+                if len(self._asked) >= _REMEMBERED:
+                    self._asked.clear()
+                self._asked[path] = key[0], now
+                yield Read(path, *key, st.st_size, proof is not None)
             return
         try:
             entry = stat_entry(self._absolute(path), st)
+        except Vanished:
+            return
         except SourceError as error:
             yield Trouble(path, error.reason)
             return
         self._proofs.stage(*key, Proof(now), entry)
 
+    def _gone(self, key: Key) -> None:
+        proof = self._proofs.find(*key)
+        if proof is not None:
+            self._lost(key, proof)
+
+    def _lost(self, key: Key, proof: Proof) -> None:
+        self._still_there()
+        if proof.directory:
+            self._identities.miss(key, proof.directory)
+        else:
+            self._proofs.stage_gone(*key)
+
+    # -- files with several names -----------------------------------------------------------------------------
+
+    def _look_at_other_names(self, inode: int, but: Key) -> Found:
+        """They changed as well, and no event says so."""
+        for key in self._proofs.names_of(inode):
+            path = self._identities.path_of(key) if key != but else None
+            if path is not None:
+                way = yield from self._enter(path.rpartition(b"/")[0])
+                if way is not None and way[0] == key[0]:
+                    yield from self._look_at(key, path, way[1], (False, False))
+
+    def _count_names(self, st: os.stat_result, key: Key) -> None:
+        count = 1
+        for other in self._proofs.names_of(st.st_ino):
+            path = self._identities.path_of(other) if other != key else None
+            count += path is not None and self._identities.is_at(path, st)
+        if count < st.st_nlink:
+            self.links_wanted = True
+
+    # -- directories ------------------------------------------------------------------------------------------
+
     def _directory(
-        self, key: tuple[bytes, bytes], path: bytes, st: os.stat_result, proof: Proof | None, subtree: bool
-    ) -> Iterator[Read | Trouble]:
-        own, fresh = self._identify(key, path, st, proof)
-        trouble = self._stage_directory(key, own, path, st)
-        if trouble is not None:
-            yield trouble
-        if st.st_dev == self._device and (subtree or fresh):
-            yield from self._beneath(path, own)
+        self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None
+    ) -> Generator[Read | Trouble, None, tuple[bytes | None, bool]]:
+        """Stages a directory, if need be; returns its id, and whether all beneath it must be looked at.
 
-    def _top_directory(self, st: os.stat_result, subtree: bool) -> Iterator[Read | Trouble]:
-        if not stat.S_ISDIR(st.st_mode):
-            yield Trouble(b"", "it is not a directory any more")
-            return
-        trouble = self._stage_directory((TOP_DIR, b""), TOP_DIR, b"", st)
-        if trouble is not None:
-            yield trouble
-        if subtree:
-            yield from self._beneath(b"", TOP_DIR)
-
-    def _stage_directory(self, key: tuple[bytes, bytes], own: bytes, path: bytes, st: os.stat_result) -> Trouble | None:
-        now = Proof(fingerprint_of_directory(st), own)
-        if self._proofs.find(*key) == now:
+        The id is None if it must not be entered: it cannot be looked at, is gone, or something is mounted there.
+        """
+        now = self._identities.fingerprint(st)
+        entry = None
+        if proof is None or not proof.directory or proof.fingerprint != now:
+            try:
+                entry = stat_entry(self._absolute(path), st)
+            except Vanished:
+                return None, False
+            except SourceError as error:
+                yield Trouble(path, error.reason)
+                return None, False
+        own, fresh = (TOP_DIR, False) if not path else self._identities.identify(key, path, st, proof)
+        if entry is None:
             self.counts.unchanged += 1
-            return None
-        try:
-            entry = with_fields(stat_entry(self._absolute(path), st), dir=own)
-        except SourceError as error:
-            return Trouble(path, error.reason)
-        self._proofs.stage(*key, now, entry)
-        if own != TOP_DIR:
-            self._proofs.place(own, *key, st.st_ino)
-        return None
-
-    def _identify(
-        self, key: tuple[bytes, bytes], path: bytes, st: os.stat_result, proof: Proof | None
-    ) -> tuple[bytes, bool]:
-        """(id of the directory at `path`, whether all beneath it must be looked at)."""
-        known = self._proofs.directory_with(st.st_ino)
-        if proof is not None and proof.directory:
-            if known == proof.directory:
-                return known, False
-            self._orphans[proof.directory] = None
-        if known is None or known in self._claimed or not self._moved(known, key, st):
-            return self._proofs.new_directory_id(path), True
-        before = self._proofs.location(known)
-        old = self._proofs.find(*before) if before is not None else None
-        self._claimed.add(known)
-        if before is None or old is None or old.directory != known:
-            return known, True
-        if before != key:
-            self._proofs.stage_gone(*before)
-        # the same moment of change as before: it moved and nothing in it did, so this is not a reused inode number
-        return known, old.fingerprint[12:20] != fingerprint_of_directory(st)[12:20]
-
-    def _moved(self, known: bytes, key: tuple[bytes, bytes], st: os.stat_result) -> bool:
-        before = self._proofs.location(known)
-        if before is None or before == key:
-            return True
-        path = self._path_of(before)
-        if path is None:
-            return True
-        try:
-            there = os.lstat(self._absolute(path))
-        except OSError:
-            return True
-        return there.st_ino != st.st_ino
+        else:
+            self._proofs.stage(*key, Proof(now, own), with_fields(entry, dir=own))
+        return (own if st.st_dev == self._device else None), fresh
 
     # -- many names -------------------------------------------------------------------------------------------
 
-    def _beneath(self, path: bytes, dir_id: bytes) -> Iterator[Read | Trouble]:
+    def _beneath(self, path: bytes, dir_id: bytes) -> Found:
         stack = [(path, dir_id)]
         while stack:
             path, dir_id = stack.pop()
-            self._looked.add(path)
             try:
-                listed = self._list(path)
+                entries = listed(self._absolute(path))
+            except (FileNotFoundError, NotADirectoryError):  # deleted just now, which is an event of its own
+                self._still_there()
+                continue
             except OSError as error:
-                yield Trouble(path, error.strerror or str(error))
+                yield Trouble(path, _reason(error))
                 continue
-            known = self._proofs.children(dir_id)
-            for name in known.keys() - listed.keys() - ({b""} if not path else set()):
-                self._gone(dir_id, name)
-            prefix = path + b"/" if path else b""
-            for name, st in listed.items():
-                self.counts.seen += 1
-                key, child, proof = (dir_id, name), prefix + name, known.get(name)
-                if st is None:
-                    yield Trouble(child, "it cannot be looked at")
-                elif not stat.S_ISDIR(st.st_mode):
-                    yield from self._leaf(key, child, st, proof)
-                else:
-                    own, _ = self._identify(key, child, st, proof)
-                    trouble = self._stage_directory(key, own, child, st)
-                    if trouble is not None:
-                        yield trouble
-                    if st.st_dev == self._device:
-                        stack.append((child, own))
+            yield from self._compare_all(path, dir_id, entries, stack)
 
-    def _list(self, path: bytes) -> dict[bytes, os.stat_result | None]:
+    def _compare_all(self, path: bytes, dir_id: bytes, entries: list[os.DirEntry[bytes]], stack: list[Key]) -> Found:
+        """The names of one directory; what must be entered is put on the stack."""
         prefix = path + b"/" if path else b""
-        found: dict[bytes, os.stat_result | None] = {}
-        with os.scandir(self._absolute(path)) as entries:
-            for entry in entries:
-                try:
-                    st = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    found[entry.name] = None
-                    continue
-                if not self._prune(prefix + entry.name, stat.S_ISDIR(st.st_mode)):
-                    found[entry.name] = st
-        marker = self._marker(path, found.keys() & set(MARKERS))
-        return found if marker is None else {marker: found[marker]}
-
-    def _marker(self, path: bytes, candidates: set[bytes]) -> bytes | None:
-        """The name in a directory that says: leave the rest of it out."""
-        for name in sorted(candidates):
-            if name != CACHEDIR_TAG:
-                return name
+        known = self._proofs.children(dir_id)
+        counts, prune = self.counts, self._prune
+        for entry in entries:
+            name = entry.name
+            child = prefix + name
             try:
-                with open(os.path.join(self._absolute(path), name), "rb") as tag:
-                    if tag.read(len(CACHEDIR_SIGNATURE)) == CACHEDIR_SIGNATURE:
-                        return name
-            except OSError:
+                is_directory = entry.is_dir(follow_symlinks=False)
+                if prune(child, is_directory):
+                    continue
+                st = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
                 continue
-        return None
+            except OSError as error:
+                known.pop(name, None)
+                yield Trouble(child, _reason(error))
+                continue
+            proof = known.pop(name, None)
+            counts.seen += 1
+            if not stat.S_ISDIR(st.st_mode):
+                if proof is not None and proof[0] == fingerprint(st):
+                    counts.unchanged += 1
+                else:
+                    yield from self._leaf((dir_id, name), child, st, proof)
+                continue
+            own, _ = yield from self._directory((dir_id, name), child, st, proof)
+            if own is not None:
+                stack.append((child, own))
+        for name, proof in known.items():
+            self._lost((dir_id, name), proof)
 
     # -- paths ------------------------------------------------------------------------------------------------
-
-    def _anchor(self, path: bytes) -> bytes:
-        """`path`, or the highest of its ancestors that is not known yet: looking there finds `path` too."""
-        names = path.split(b"/")
-        for depth in range(1, len(names)):
-            ancestor = b"/".join(names[:depth])
-            if self._proofs.directory_of(ancestor) is None:
-                return ancestor
-        return path
-
-    def _look_at_parent(self, parent: bytes) -> Iterator[Read | Trouble]:
-        """A directory's own times change with its children, and no event says so."""
-        st = yield from self._stat(parent)
-        if st is None or isinstance(st, Trouble) or not stat.S_ISDIR(st.st_mode):
-            return
-        if not parent:
-            yield from self._top_directory(st, False)
-            return
-        above, _, name = parent.rpartition(b"/")
-        dir_id = self._proofs.directory_of(above)
-        if dir_id is not None:
-            yield from self._compare(dir_id, name, parent, st, False, False)
 
     def _stat(self, path: bytes) -> Generator[Trouble, None, os.stat_result | Trouble | None]:
         """The lstat of a path, None if there is nothing; yields and returns Trouble if it cannot be had."""
@@ -300,45 +371,19 @@ class Scan:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            trouble = Trouble(path, error.strerror or str(error))
+            trouble = Trouble(path, _reason(error))
             yield trouble
             return trouble
 
-    def _left_out(self, path: bytes, st: os.stat_result) -> bool:
-        names = path.split(b"/")
-        for depth in range(1, len(names)):
-            above = b"/".join(names[:depth])
-            if self._prune(above, True):
-                return True
-        if self._prune(path, stat.S_ISDIR(st.st_mode)):
+    def _left_out(self, path: bytes, st: os.stat_result, marker: bytes | None) -> bool:
+        """`marker`: that of the directory it is in, which is not left out itself."""
+        if marker is not None and path.rpartition(b"/")[2] != marker:
             return True
-        for depth in range(len(names)):
-            above = b"/".join(names[:depth])
-            present = {name for name in MARKERS if os.path.lexists(os.path.join(self._absolute(above), name))}
-            marker = self._marker(above, present) if present else None
-            if marker is not None and names[depth:] != [marker]:
-                return True
-        return False
-
-    def _gone(self, dir_id: bytes, name: bytes) -> None:
-        proof = self._proofs.find(dir_id, name)
-        if proof is None:
-            return
-        if proof.directory:
-            self._orphans[proof.directory] = (dir_id, name)
-        else:
-            self._proofs.stage_gone(dir_id, name)
-
-    def _path_of(self, key: tuple[bytes, bytes]) -> bytes | None:
-        dir_id, name = key
-        names = [name]
-        while dir_id != TOP_DIR:
-            above = self._proofs.location(dir_id)
-            if above is None or len(names) > 4096:
-                return None
-            dir_id, name = above
-            names.append(name)
-        return b"/".join(reversed(names))
+        return self._prune(path, stat.S_ISDIR(st.st_mode))
 
     def _absolute(self, path: bytes) -> bytes:
         return os.path.join(self._top, path) if path else self._top
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
