@@ -1,6 +1,6 @@
 """Moves packs and commits to a peer that may vanish at any moment (docs/protocol.md).  No I/O, no clock, no network.
 
-Rule 1: every state and every legal move is in a table; an answer that is not in it is a PeerError.
+Rule 1: every state and every legal move is in a table (core.moves); an answer that is not in it is a PeerError.
 Rule 2: nothing counts as held before the shell has said so (`Receiver.written`): the promise follows the disk.
 Rule 3: every request may be sent again with the same result, and answers may come in any order.
 Rule 4: time comes in as an argument; a lost request is cured by `failed` or `handle_timer`, and only there.
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from contbak.core.commit import Signed
 from contbak.core.errors import ContbakError, PeerError
 from contbak.core.exchange import (
-    Accepted,
     Answer,
     CommitRequest,
     Committed,
@@ -34,6 +32,7 @@ from contbak.core.exchange import (
     SegmentsRequest,
 )
 from contbak.core.messages import PUT_MAX, Head, PlanState
+from contbak.core.moves import COMMIT_MOVES, PACK_MOVES, Act, CommitState, PackState, Word, word_of
 from contbak.core.names import ChunkId, CommitId, PackId
 from contbak.core.pack import Plan
 
@@ -144,89 +143,6 @@ class Receiver:
 # -- the agent's side ---------------------------------------------------------------------------------------------
 
 
-class PackState(Enum):
-    """Where a pack is on its way."""
-
-    PLANNING = auto()
-    SENDING = auto()
-    SEALING = auto()
-    SEALED = auto()
-
-
-class CommitState(Enum):
-    """WAITING for its packs, SENT, DONE."""
-
-    WAITING = auto()
-    SENT = auto()
-    DONE = auto()
-
-
-class Word(Enum):
-    """What an answer says."""
-
-    SEALED = auto()
-    HELD = auto()
-    STORED = auto()
-    NO_PLAN = auto()
-    INCOMPLETE = auto()
-    MISMATCH = auto()
-    REFUSED = auto()
-    RECEIPT = auto()
-    MISSING = auto()
-    OTHER_HEAD = auto()
-
-
-class Act(Enum):
-    """What follows from it.  IGNORE is for late twins of answers that came before."""
-
-    IGNORE = auto()
-    FINISH = auto()
-    LEARN = auto()
-    CORRECT = auto()
-    START_OVER = auto()
-    STRIKE = auto()
-    REJECT = auto()
-    REPORT = auto()
-
-
-_P, _C, _W, _A = PackState, CommitState, Word, Act
-PACK_MOVES: dict[tuple[PackState, Word], Act] = {
-    (_P.PLANNING, _W.SEALED): _A.FINISH,  # it was there already, or the answer to the seal was lost
-    (_P.PLANNING, _W.HELD): _A.LEARN,
-    (_P.PLANNING, _W.STORED): _A.LEARN,  # sent before the plan was asked for again
-    (_P.PLANNING, _W.NO_PLAN): _A.IGNORE,  # the plan is under way
-    (_P.PLANNING, _W.INCOMPLETE): _A.IGNORE,
-    (_P.PLANNING, _W.MISMATCH): _A.STRIKE,
-    (_P.PLANNING, _W.REFUSED): _A.REJECT,
-    (_P.SENDING, _W.SEALED): _A.FINISH,
-    (_P.SENDING, _W.HELD): _A.LEARN,
-    (_P.SENDING, _W.STORED): _A.LEARN,
-    (_P.SENDING, _W.NO_PLAN): _A.START_OVER,  # the relay started anew
-    (_P.SENDING, _W.INCOMPLETE): _A.CORRECT,
-    (_P.SENDING, _W.MISMATCH): _A.STRIKE,
-    (_P.SENDING, _W.REFUSED): _A.REJECT,
-    (_P.SEALING, _W.SEALED): _A.FINISH,
-    (_P.SEALING, _W.HELD): _A.IGNORE,
-    (_P.SEALING, _W.STORED): _A.IGNORE,
-    (_P.SEALING, _W.NO_PLAN): _A.START_OVER,
-    (_P.SEALING, _W.INCOMPLETE): _A.CORRECT,  # a power cut took segments that it had
-    (_P.SEALING, _W.MISMATCH): _A.STRIKE,
-    (_P.SEALING, _W.REFUSED): _A.REJECT,
-    **{(_P.SEALED, word): _A.IGNORE for word in tuple(Word)[:7]},
-}
-COMMIT_MOVES: dict[tuple[CommitState, Word], Act] = {
-    **{(_C.WAITING, word): _A.IGNORE for word in (_W.MISSING, _W.OTHER_HEAD, _W.REFUSED)},
-    (_C.WAITING, _W.RECEIPT): _A.FINISH,  # the request was thought lost
-    (_C.SENT, _W.RECEIPT): _A.FINISH,
-    (_C.SENT, _W.MISSING): _A.REPORT,
-    (_C.SENT, _W.OTHER_HEAD): _A.REPORT,
-    (_C.SENT, _W.REFUSED): _A.REPORT,
-    **{(_C.DONE, word): _A.IGNORE for word in (_W.RECEIPT, _W.MISSING, _W.OTHER_HEAD, _W.REFUSED)},
-}
-_PACK_REFUSALS = {"no-plan": _W.NO_PLAN, "incomplete": _W.INCOMPLETE, "mismatch": _W.MISMATCH}
-_COMMIT_REFUSALS = {"missing": _W.MISSING, "head": _W.OTHER_HEAD}
-
-
 @dataclass(slots=True)
 class _Outgoing:
     """A pack on its way: its plan, which segments the relay has as far as we know, refusals in a row."""
@@ -316,7 +232,7 @@ class Sender:
 
     def receive(self, request: Request, answer: Answer, now: float) -> None:
         """The relay answered.  Raises PeerError for an answer that does not fit; then say `failed` too."""
-        word = _word_of(request, answer)
+        word = word_of(request, answer)
         if isinstance(request, CommitRequest):
             self._on_commit(request, word, answer)
         elif request.root in self._packs:
@@ -449,19 +365,3 @@ class Sender:
             self._commit = None
             missing = Missing(request.id, answer.missing)
             self._events.append(missing if word is Word.MISSING else OtherHead(request.id, answer.head))
-
-
-def _word_of(request: Request, answer: Answer) -> Word:
-    """What `answer` says.  Raises PeerError if nobody may answer `request` so."""
-    if isinstance(answer, Refusal):
-        known = _COMMIT_REFUSALS if isinstance(request, CommitRequest) else _PACK_REFUSALS
-        return known.get(answer.kind, Word.REFUSED)
-    if isinstance(request, PlanRequest) and isinstance(answer, PlanState):
-        return Word.SEALED if answer.sealed else Word.HELD
-    if isinstance(request, SegmentsRequest) and isinstance(answer, Accepted):
-        return Word.STORED
-    if isinstance(request, SealRequest) and isinstance(answer, Accepted):
-        return Word.SEALED
-    if isinstance(request, CommitRequest) and isinstance(answer, Receipted):
-        return Word.RECEIPT
-    raise PeerError(f"{type(answer).__name__} is no answer to {type(request).__name__}")
