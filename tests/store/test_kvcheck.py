@@ -179,6 +179,18 @@ def test_separators_that_send_a_search_astray(
     assert seen.count("refused") >= 10
 
 
+def test_records_of_tables(tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lmdb knows of a table, such as its root, its flags and the number of its rows."""
+    data = sample[0]
+    root = int.from_bytes(data[(at := newest_meta(data) + 112) : at + 8], "little") * PAGE
+    upper = int.from_bytes(data[root + 14 : root + 16], "little")
+    rnd = random.Random(int(os.environ["CONTBAK_TEST_SEED"]))
+    for at in range(root + upper, root + PAGE):
+        changed = bytearray(data)
+        changed[at] ^= 1 << rnd.randrange(8)
+        assert outcome(tmp_path / "e", bytes(changed), sample, monkeypatch) == "refused" or data[at] == 0
+
+
 def test_a_free_list_that_names_live_pages(
     tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
