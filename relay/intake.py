@@ -29,6 +29,7 @@ from relay.index import CommitRow, Index
 from relay.packfile import PackFile, check_sealed
 from relay.problem import Problem, invalid, unknown
 from relay.records import set_aside
+from relay.registry import Vault
 from relay.stores import Stores, pack_name
 
 WRITER_LEN = 8
@@ -70,8 +71,10 @@ def parse_order(raw: bytes) -> tuple[CommitId, int]:
 class Intake:
     """One vault on this relay.  clock: Unix time in ms; seed: the relay's, to sign receipts."""
 
-    def __init__(self, vault: VaultId, stores: Stores, index: Index, seed: bytes, clock: Callable[[], int]) -> None:
+    def __init__(self, record: Vault, stores: Stores, index: Index, seed: bytes, clock: Callable[[], int]) -> None:
+        vault = record.id
         self.vault = vault
+        self._admin_public = record.admin_public
         self.index = index
         self._stores = stores
         self._arrivals = Arrivals(stores, vault)
@@ -182,6 +185,7 @@ class Intake:
         """Accepts a commit; returns the signed receipt.  Raises Problem."""
         try:
             signed = commits.decode(raw)
+            commits.check_vouched(signed, self._admin_public)
         except FormatError as error:
             raise invalid(str(error)) from None
         if signed.commit.vault != self.vault or signed.device != device:

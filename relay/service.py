@@ -108,10 +108,13 @@ class Service:
                 _log.error("the index of vault %s is damaged and is made again: %s", vault.hex(), reason)
                 found.index.quarantine(reason)
                 found.close()
+            record = self.registry.vault(vault)
+            if record is None:
+                raise denied("this relay keeps no such vault")
             reconciler = Reconciler(vault, self.stores, lambda: self._open_index(vault))
             index = reconciler.run()
             self._count(reconciler.findings)
-            made = Intake(vault, self.stores, index, self.identity.seed, _now_ms)
+            made = Intake(record, self.stores, index, self.identity.seed, _now_ms)
             self._intakes[vault] = made
             return made
 

@@ -28,7 +28,18 @@ from contbak.app import keyfile
 from contbak.core import codec, commit, frame, messages, recovery
 from contbak.core.chunker import Chunker, ChunkSizes
 from contbak.core.commit import NO_PREVIOUS, Commit, Details, Signed, Witness
-from contbak.core.crypto import AEGIS, SUITES, XCHACHA, OwnerKeys, Sealer, Stretch, digest, public_of, wrap_secret
+from contbak.core.crypto import (
+    AEGIS,
+    SUITES,
+    XCHACHA,
+    OwnerKeys,
+    Sealer,
+    Stretch,
+    digest,
+    public_of,
+    vouch,
+    wrap_secret,
+)
 from contbak.core.entry import INLINE_MAX, TORN, Content, Entry
 from contbak.core.frame import DATA, NODE, RUN, Chunk
 from contbak.core.invite import Address, Invite
@@ -288,7 +299,7 @@ class Device:
         record = Commit(
             1, KEYS.vault, self.id, self.incarnation, head.commit.sequence + 1 if head else 1,
             head.id if head else NO_PREVIOUS, START_MS + 60_000 * len(self.vault.account), source.id, base, runs,
-            witnesses, sealed,
+            witnesses, vouch(OWNER.admin_seed, KEYS.vault, self.id), sealed,
         )  # fmt: skip
         self.vault.accept(commit.encode(record, self.seed), details, model)
 
@@ -400,7 +411,8 @@ def one_commit() -> Signed:
     sealed = commit.seal_details(details, Sealer(KEYS, draw(32), XCHACHA), draw(32))
     body = Commit(
         1, KEYS.vault, public_of(DEVICE_SEED), draw(16), 7, draw(32), START_MS, b"source 1", draw(32),
-        (draw(32), draw(32)), (Witness(draw(8), 3, draw(32)),), sealed,
+        (draw(32), draw(32)), (Witness(draw(8), 3, draw(32)),),
+        vouch(OWNER.admin_seed, KEYS.vault, public_of(DEVICE_SEED)), sealed,
     )  # fmt: skip
     return commit.encode(body, DEVICE_SEED)
 
@@ -423,7 +435,8 @@ def make_records(top: Path) -> dict[str, object]:
     for name, (kind, root, salt, passes, memory) in roots.items():
         keys = keyfile.KeyRecord(
             1, KEYS.vault, KEYS.read_public, KEYS.admin_public, KEYS.psk, KEYS.chunk_id_key, KEYS.chunker_key,
-            DEVICE_SEED, "laptop", kind, root, salt, passes, memory,
+            DEVICE_SEED, "laptop", vouch(OWNER.admin_seed, KEYS.vault, public_of(DEVICE_SEED)),
+            kind, root, salt, passes, memory,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             keyfile.save(Path(scratch), keys)

@@ -16,7 +16,7 @@ import struct
 import zlib
 
 from contbak.core import codec, commit, frame, pack
-from contbak.core.crypto import XCHACHA, Hasher, Opener, OwnerKeys, Sealer, digest, public_of
+from contbak.core.crypto import XCHACHA, Hasher, Opener, OwnerKeys, Sealer, digest, public_of, vouch
 from contbak.core.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, INLINE_MAX, SOCKET, SYMLINK, Content, Entry
 from contbak.core.names import TOP_DIR, PackId
 from contbak.core.node import CHUNKS_MAX
@@ -140,6 +140,7 @@ class DeviceMaker:
         record = commit.Commit(
             1, self.maker.vault, self.device, self.incarnation, self.sequence,
             self.head.id if self.head else commit.NO_PREVIOUS, time_ms, identity, base, runs, tuple(witnesses),
+            vouch(self.maker.keys.admin_seed, self.maker.vault, self.device),
             commit.seal_details(details, self.maker.sealer(), self.maker.chance.randbytes(32)),
         )  # fmt: skip
         self.head = commit.encode(record, self.seed)

@@ -62,7 +62,6 @@ COMMIT_ROWS = 100_000
 COMMIT_BYTES = 2 << 30
 """A long batch is committed in steps of this size, so that an interruption costs at most one of them."""
 RESUPPLY_MAX = 10
-_RECENT = 64
 
 
 class StartedOver(ContbakError):
@@ -90,6 +89,7 @@ class Agent:
         self._thread = ThreadPoolExecutor(1, "contbak-journal")
         self._busy = asyncio.Lock()
         self._recent: list[bytes] = []
+        """Heads that our chain has had since `_compare_heads` last ran: a login since then saw one of them."""
         self._checked: Session | None = None
         self._opened = False
 
@@ -230,7 +230,7 @@ class Agent:
         record = Commit(
             1, self.keys.writer.vault, self.keys.device, chain.incarnation, chain.sequence + 1, chain.head,
             time.time_ns() // 1_000_000, source.source_id, roots.base, roots.runs, witnesses,
-            sealed_details(details, self._seal, os.urandom),
+            self.keys.vouch, sealed_details(details, self._seal, os.urandom),
         )  # fmt: skip
         signed = commits.encode(record, self.keys.device_seed)
         self.carrier.send(packs)
@@ -279,7 +279,7 @@ class Agent:
             self.ledger.acknowledge(rows, pending, chain)
         self._chain = chain
         self.covered = frozenset()
-        self._recent = [*self._recent[-_RECENT:], signed.id]
+        self._recent.append(signed.id)
 
     def _tidy(self, source: Source, batch: Batch) -> None:
         """After the last receipt of a batch: its changes and gaps are done, its failures are on record."""
@@ -364,6 +364,7 @@ class Agent:
                 packs=self.carrier.sealed,
             )
             chain = self._chain
+            self._checked, self._recent = session, [chain.head]
             await self.run(lambda: self.ledger.save_chain(chain))
         return self._chain
 
@@ -379,11 +380,14 @@ class Agent:
     async def _compare_heads(self) -> None:
         """Finds out at a new login whether the relay's end of our chain is ours."""
         session = self.uplink.session
-        if session is None or session is self._checked or self._chain is None:
+        if session is None or self._chain is None:
+            return
+        possible, self._recent = self._recent, [self._chain.head]
+        if session is self._checked:
             return
         self._checked = session
         there = session.head.commit if session.head else NO_PREVIOUS
-        if there != self._chain.head and there not in self._recent:
+        if there not in possible:
             await self._start_over(session.head)
             raise StartedOver("the relay knows another history of this device; everything is read again")
 
@@ -394,6 +398,7 @@ class Agent:
             "relay that was set back): a new incarnation begins and everything is read again"
         )
         await self.run(lambda: self._forget_state(head))
+        self._checked, self._recent = self.uplink.session, [head.commit if head else NO_PREVIOUS]
 
     def _forget_state(self, head: Head | None) -> None:
         sequence = max(head.sequence if head else 0, self._chain.sequence if self._chain else 0)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from platformdirs import PlatformDirs
 from contbak.core.errors import Refused
 
 _SOCKET_MAX = 100  # bytes; the kernel's sockaddr_un holds 108 on Linux and 104 on macOS
+_LOCK_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,27 @@ def find_home() -> Home:
 
 
 @contextlib.contextmanager
-def locked(home: Home) -> Iterator[None]:
-    """Only one process works on the agent's state.  Raises Refused."""
+def locked(home: Home, patience_s: float = _LOCK_S) -> Iterator[None]:
+    """Only one process works on the agent's state.  Raises Refused.
+
+    Waits for up to `patience_s`, because a `status` may be looking at the state just now.
+    """
     home.make()
     with open(home.lock, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused("contbak is at work here already; see 'contbak status'") from None
+        deadline = time.monotonic() + patience_s
+        while not _taken(lock.fileno()):
+            if time.monotonic() >= deadline:
+                raise Refused("contbak is at work here already; see 'contbak status'")
+            time.sleep(0.05)
         yield
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _short(path: Path) -> Path:

@@ -36,6 +36,7 @@ class KeyRecord(Record, frozen=True, array_like=True, forbid_unknown_fields=True
     chunker_key: bytes
     device_seed: bytes
     device_name: str
+    vouch: bytes
     root_kind: int
     root: bytes
     salt: bytes
@@ -61,6 +62,11 @@ class Keys:
     @property
     def device(self) -> DeviceId:
         return public_of(self.record.device_seed)
+
+    @property
+    def vouch(self) -> bytes:
+        """The owner's word that this device belongs to the vault; it goes into every commit."""
+        return self.record.vouch
 
     @property
     def device_name(self) -> str:

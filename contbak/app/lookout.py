@@ -144,7 +144,7 @@ class Lookout:
             self._debouncers[source.name].receive(path, time.monotonic())
             self._stirred.set()
         else:
-            if notice.reason == gaps.GONE:
+            if notice.reason in (gaps.GONE, gaps.UNMOUNTED):
                 self._gone.add(source.name)
             self._keep(self.open_gap(source, path, notice.reason))
 

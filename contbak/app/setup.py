@@ -15,7 +15,7 @@ from contbak.app.config import RelayFile, load_relay, save_relay
 from contbak.app.home import Home
 from contbak.core import invite as invites
 from contbak.core import recovery
-from contbak.core.crypto import NONCE_LEN, SALT_LEN, XCHACHA, OwnerKeys, Stretch, wrap_secret
+from contbak.core.crypto import NONCE_LEN, SALT_LEN, XCHACHA, OwnerKeys, Stretch, public_of, vouch, wrap_secret
 from contbak.core.errors import NotInitialised, Refused, UsageError, WrongKey
 from contbak.core.invite import Address, Invite
 from contbak.core.names import VaultId
@@ -151,7 +151,8 @@ def _record(owner: OwnerKeys, seed: bytes, name: str, root: bytes, passphrase: b
         kind, root = keyfile.PASSPHRASE, wrap_secret(root, passphrase, stretch, os.urandom(NONCE_LEN[XCHACHA]))
     return keyfile.KeyRecord(
         1, keys.vault, keys.read_public, keys.admin_public, keys.psk, keys.chunk_id_key, keys.chunker_key,
-        seed, name, kind, root, stretch.salt, stretch.passes, stretch.memory,
+        seed, name, vouch(owner.admin_seed, keys.vault, public_of(seed)), kind, root,
+        stretch.salt, stretch.passes, stretch.memory,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ async def describe(agent: Agent, lookout: Lookout) -> Message:
 def describe_stopped(home: Home) -> Message:
     """The same with no daemon; the state is opened for a moment.  Raises Refused if a process works on it."""
     relay = load_relay(home)
-    with locked(home):
+    with locked(home, patience_s=0.0):
         kv = Kv.open(home.journal, TABLES)
         try:
             journal, ledger = Journal(kv), Ledger(kv)

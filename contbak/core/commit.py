@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from contbak.core import codec, compress
 from contbak.core.codec import Record
-from contbak.core.crypto import SIGNATURE_LEN, Opener, Sealer, commit_id, public_of, sign, verify
+from contbak.core.crypto import SIGNATURE_LEN, Opener, Sealer, commit_id, is_vouched, public_of, sign, verify
 from contbak.core.errors import FormatError, PeerError
 from contbak.core.frame import padme
 from contbak.core.names import ID_LEN, SOURCE_ID_LEN, VAULT_ID_LEN, ChunkId, CommitId, DeviceId, SourceId, VaultId
@@ -53,6 +53,8 @@ class Commit(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
     time_ms     the device's clock; informational
     base        root of the base tree, nil if the source is empty
     runs        roots of the runs on top of it, oldest first
+    vouch       the vault's admin key's word that the device belongs to it (crypto.vouch): without the owner nobody,
+                not even a relay, can add to the history
     """
 
     version: int
@@ -66,6 +68,7 @@ class Commit(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
     base: bytes | None
     runs: tuple[bytes, ...]
     witnesses: tuple[Witness, ...]
+    vouch: bytes
     sealed: Sealed
 
     @property
@@ -163,6 +166,12 @@ def decode(raw: bytes) -> Signed:
     return Signed(commit, raw, commit_id(raw))
 
 
+def check_vouched(signed: Signed, admin_public: bytes) -> None:
+    """Raises FormatError unless the owner of the vault vouches for the device that signed."""
+    if not is_vouched(admin_public, vault_of(signed), signed.device, signed.commit.vouch):
+        raise FormatError("a commit record is of a device that the vault's owner does not vouch for")
+
+
 def check_follows(new: Signed, head: Signed | None) -> None:
     """Raises PeerError unless `new` continues the chain that ends in `head` (None: no chain yet)."""
     previous = NO_PREVIOUS if head is None else head.id
@@ -181,6 +190,7 @@ def _check(commit: Commit) -> None:
         (commit.incarnation, INCARNATION_LEN),
         (commit.previous, ID_LEN),
         (commit.source, SOURCE_ID_LEN),
+        (commit.vouch, SIGNATURE_LEN),
         *((root, ID_LEN) for root in commit.roots),
         *((w.device, 8) for w in commit.witnesses),
         *((w.commit, ID_LEN) for w in commit.witnesses),

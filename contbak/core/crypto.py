@@ -140,6 +140,16 @@ def verify(public: bytes, purpose: str, message: bytes, signature: bytes) -> boo
     return True
 
 
+def vouch(admin_seed: bytes, vault: VaultId, device: DeviceId) -> bytes:
+    """The owner's word (64 bytes) that `device` belongs to the vault."""
+    return sign(admin_seed, "enroll", vault + device)
+
+
+def is_vouched(admin_public: bytes, vault: VaultId, device: DeviceId, word: bytes) -> bool:
+    """Whether `word` is what `vouch` gives for this device."""
+    return verify(admin_public, "enroll", vault + device, word)
+
+
 def commit_id(record: bytes) -> CommitId:
     """The id of a commit record."""
     return CommitId(digest(record))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contbak.core import codec
 from contbak.core.codec import Record
-from contbak.core.crypto import SIGNATURE_LEN, sign, verify
+from contbak.core.crypto import SIGNATURE_LEN, is_vouched, sign, verify
 from contbak.core.errors import FormatError, WrongKey
 from contbak.core.names import ID_LEN, VAULT_ID_LEN, CommitId, DeviceId, VaultId
 
@@ -172,14 +172,9 @@ def open_receipt(raw: bytes, relay: bytes, commit: CommitId) -> Receipt:
     return receipt
 
 
-def vouch(admin_seed: bytes, vault: VaultId, device: DeviceId) -> bytes:
-    """The owner's word that `device` belongs to the vault."""
-    return sign(admin_seed, "enroll", vault + device)
-
-
 def check_vouch(join: Join, vault: VaultId) -> None:
     """Raises WrongKey unless the vault's admin key vouches for the joining device."""
-    if not verify(join.admin_public, "enroll", vault + join.device, join.vouch):
+    if not is_vouched(join.admin_public, vault, DeviceId(join.device), join.vouch):
         raise WrongKey("the vault's key does not vouch for this device")
 
 

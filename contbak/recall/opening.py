@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from contbak.core.crypto import Opener, OwnerKeys, public_of
+from contbak.core.crypto import Opener, OwnerKeys, public_of, vouch
 from contbak.core.errors import NotFound, UsageError
 from contbak.core.invite import SCHEME, SOCKET_SCHEME, Address, Invite, parse
-from contbak.core.messages import Join, vouch
+from contbak.core.messages import Join
 from contbak.recall.chunks import Chunks
 from contbak.recall.directory import DirectoryPlace, is_store
 from contbak.recall.frames import CACHE

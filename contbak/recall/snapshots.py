@@ -198,6 +198,7 @@ class History:
             self.problems.append(f"commit {one.id.hex()} belongs to another vault and was left out")
             return None
         try:
+            commit.check_vouched(one, opener.writer.admin_public)
             return Link(one, commit.open_details(one.commit.sealed, opener), listed)
         except FormatError:
             self.problems.append(f"commit {one.id.hex()} was not made with the keys of this vault and was left out")

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from contbak.core import codec, commit, compress
 from contbak.core.commit import NO_PREVIOUS, Commit, Details, Sealed, Witness, check_follows
-from contbak.core.crypto import SUITES, XCHACHA, Opener, OwnerKeys, Sealer, digest, public_of, sign
+from contbak.core.crypto import SUITES, XCHACHA, Opener, OwnerKeys, Sealer, digest, public_of, sign, vouch
 from contbak.core.errors import FormatError, PeerError
 
 OWNER = OwnerKeys.from_root(bytes(range(32)))
@@ -34,7 +34,8 @@ def record(**fields):
     values = {
         "version": 1, "vault": KEYS.vault, "device": public_of(SEED), "incarnation": b"i" * 16, "sequence": 1,
         "previous": NO_PREVIOUS, "time_ms": 1_800_000_000_000, "source": b"source 1", "base": b"b" * 32,
-        "runs": (b"1" * 32, b"2" * 32), "witnesses": (Witness(b"other de", 7, b"w" * 32),), "sealed": sealed,
+        "runs": (b"1" * 32, b"2" * 32), "witnesses": (Witness(b"other de", 7, b"w" * 32),),
+        "vouch": vouch(OWNER.admin_seed, KEYS.vault, public_of(SEED)), "sealed": sealed,
     }  # fmt: skip
     return Commit(**(values | fields))
 
@@ -255,3 +256,13 @@ def test_chains():
         late = commit.encode(record(sequence=sequence, previous=five.id), SEED)
         with pytest.raises(PeerError, match="rise"):
             check_follows(late, five)
+
+
+def test_only_the_owner_can_add_devices():
+    commit.check_vouched(ONE, KEYS.admin_public)
+    for word in (vouch(OTHER.admin_seed, KEYS.vault, public_of(SEED)), vouch(OWNER.admin_seed, KEYS.vault, b"x" * 32)):
+        forged = commit.encode(record(vouch=word), SEED)
+        with pytest.raises(FormatError, match="vouch"):
+            commit.check_vouched(forged, KEYS.admin_public)
+    with pytest.raises(FormatError):
+        commit.encode(record(vouch=b""), SEED)

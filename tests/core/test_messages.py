@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from contbak.core import codec, messages
-from contbak.core.crypto import OwnerKeys, public_of, sign
+from contbak.core.crypto import OwnerKeys, public_of, sign, vouch
 from contbak.core.errors import FormatError, WrongKey
 from contbak.core.messages import (
     Challenge,
@@ -28,7 +28,6 @@ from contbak.core.messages import (
     open_receipt,
     session_proof,
     sign_receipt,
-    vouch,
 )
 from contbak.core.names import CommitId, DeviceId, VaultId
 

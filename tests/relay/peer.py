@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 
 from contbak.core import codec, commit, frame, invite, messages
-from contbak.core.crypto import AEGIS, OwnerKeys, Sealer, public_of
+from contbak.core.crypto import AEGIS, OwnerKeys, Sealer, public_of, vouch
 from contbak.core.pack import PackBuilder, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,8 @@ class Device:
         facts = {
             "version": 1, "vault": self.vault, "device": self.id, "incarnation": self.incarnation,
             "sequence": self.sequence + 1, "previous": self.previous, "time_ms": 0, "source": bytes(8),
-            "base": base, "runs": tuple(runs), "witnesses": (), "sealed": sealed,
+            "base": base, "runs": tuple(runs), "witnesses": (),
+            "vouch": vouch(self.owner.admin_seed, self.vault, self.id), "sealed": sealed,
         }  # fmt: skip
         return commit.encode(commit.Commit(**{**facts, **changes}), self.seed)
 
@@ -158,7 +159,7 @@ class Peer:
         facts = {
             "version": 1, "token": self.invite.token, "read_public": device.keys.read_public,
             "admin_public": device.keys.admin_public, "device": device.id, "device_name": "laptop",
-            "vault_name": "home", "vouch": messages.vouch(device.owner.admin_seed, device.vault, device.id),
+            "vault_name": "home", "vouch": vouch(device.owner.admin_seed, device.vault, device.id),
         }  # fmt: skip
         return codec.encode(messages.Join(**{**facts, **changes}))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contbak.core import frame, messages
-from contbak.core.crypto import public_of
+from contbak.core.crypto import public_of, vouch
 from contbak.core.errors import ConfigError, FormatError, NotInitialised, Refused, StoreFull, UsageError
 from contbak.core.messages import Place
 from contbak.core.pack import Row
@@ -94,7 +94,7 @@ def join_of(device, token, **changes):
     facts = {
         "version": 1, "token": token, "read_public": device.keys.read_public, "admin_public": device.keys.admin_public,
         "device": device.id, "device_name": "laptop", "vault_name": "home",
-        "vouch": messages.vouch(device.owner.admin_seed, device.vault, device.id),
+        "vouch": vouch(device.owner.admin_seed, device.vault, device.id),
     }  # fmt: skip
     return messages.Join(**{**facts, **changes})
 

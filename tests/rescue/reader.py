@@ -143,7 +143,7 @@ class Keys:
     def __init__(self, root: bytes) -> None:
         self.read_secret = derive("read secret x25519", root)
         self.read_public = sodium.crypto_scalarmult_base(self.read_secret)
-        admin_public = bytes(nacl.signing.SigningKey(derive("admin seed ed25519", root)).verify_key)
+        self.admin_public = admin_public = bytes(nacl.signing.SigningKey(derive("admin seed ed25519", root)).verify_key)
         self.psk = derive("psk", root)
         self.chunk_id_key = derive("chunk id", root)
         self.node_id_key = derive("node id", self.chunk_id_key)
@@ -340,7 +340,7 @@ class Vault:
         need(raw.startswith(b"\xf3CBKCMT1") and 80 <= len(raw) <= 1 << 16, "no commit record")
         end = 12 + u32(raw, 8)
         need(len(raw) == end + 68 and zlib.crc32(raw[:-4]) == u32(raw, len(raw) - 4), "damaged")
-        _, vault, device, _, sequence, previous, time_ms, source, base, runs, _, sealed = unpack(raw[12:end], 12)
+        _, vault, device, _, sequence, previous, time_ms, source, base, runs, _, vouch, sealed = unpack(raw[12:end], 13)
         need(raw[13] == 1, "a newer program wrote it")
         try:
             signed = CONTEXT.encode() + b"commit\0" + raw[:end]
@@ -348,6 +348,11 @@ class Vault:
         except (nacl.exceptions.CryptoError, ValueError, TypeError):
             raise Damaged("its signature is wrong") from None
         need(vault == self.keys.vault, "it is of another vault")
+        try:
+            vouched = CONTEXT.encode() + b"enroll\0" + vault + device
+            nacl.signing.VerifyKey(self.keys.admin_public).verify(vouched, vouch)
+        except (nacl.exceptions.CryptoError, ValueError, TypeError):
+            raise Damaged("its device is not one of the owner's") from None
         suite, ephemeral, nonce, body = sealed
         details = unpack(self.keys.open(suite, ephemeral, nonce, b"details", body, 1 << 16), 11)
         id_ = blake3(raw).digest()

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from contbak.core import codec, commit, frame, invite, messages
-from contbak.core.crypto import XCHACHA
+from contbak.core.crypto import XCHACHA, vouch
 from contbak.core.errors import NotFound, Unreachable, WrongKey
 from contbak.core.frame import Chunk
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
@@ -50,10 +50,10 @@ class Agent:
 
     def join_record(self, line):
         device = self.device
-        vouch = messages.vouch(device.owner.admin_seed, device.vault, device.id)
+        word = vouch(device.owner.admin_seed, device.vault, device.id)
         token = invite.parse(line).token
         keys = device.keys
-        return messages.Join(1, token, keys.read_public, keys.admin_public, device.id, "laptop", "home", vouch)
+        return messages.Join(1, token, keys.read_public, keys.admin_public, device.id, "laptop", "home", word)
 
     def uplink(self, address):
         return Uplink(address, Credentials(self.device.vault, self.device.seed), self.spool)
