@@ -346,3 +346,16 @@ def test_nothing_readable_is_on_the_relay(tmp_path, seed):
         for key in (device.owner.read_secret, device.owner.admin_seed, device.keys.psk, device.keys.chunk_id_key):
             assert key not in raw
     assert commit.MAGIC in b"".join(found.values())
+
+
+def test_a_pack_is_cut_short_behind_the_back_of_the_index(filled):
+    """The index is made again, and the frames that are still whole are known."""
+    data = filled.backups[0][0]
+    path = filled.pack(data)
+    path.write_bytes(path.read_bytes()[: data.plan.directory_offset - 5])
+
+    async def question(peer):
+        return await peer.have(data.ids), await peer.have(filled.backups[1][0].ids)
+
+    assert filled.ask(question) == ([False] * 5, [True] * 5)
+    assert path.exists() or any((filled.relay.stores[0] / "lost+found").iterdir())

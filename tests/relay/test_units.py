@@ -16,7 +16,7 @@ from contbak.core.pack import Row
 from contbak.store.posix import replace_file
 from relay import arrivals, config, identity, records, stores
 from relay.closure import DEPTH_MAX, Closure
-from relay.index import Index
+from relay.index import CommitRow, Index
 from relay.packfile import Contents, PackFile, check_sealed
 from relay.problem import Problem
 from relay.registry import Registry, Vault
@@ -379,3 +379,12 @@ def test_an_open_node_met_twice_leaves_both_parents_open(graph):
         assert graph.missing(node(root)) == [node(9)]
     graph.add(frame.DATA, (node(9), ()))
     assert graph.missing(node(4)) == []
+
+
+def test_the_head_is_the_highest_number_in_whatever_order_commits_come(tmp_path):
+    index = Index(tmp_path / "index", lambda _: None)
+    rows = [CommitRow(node(n), n, 0, node(99), n, bytes(16)) for n in (2, 3, 1)]
+    index.add_commits(rows)
+    assert index.head(node(99)).id == node(3) and index.last_position() == 3
+    assert [row.position for row in index.commits_after(1, 10)] == [2, 3]
+    index.close()
