@@ -24,11 +24,13 @@ from contbak.core.crypto import (
     commit_id,
     derive,
     digest,
+    is_vouched,
     public_of,
     sign,
     unwrap_secret,
     vault_id,
     verify,
+    vouch,
     wrap_secret,
 )
 from contbak.core.errors import FormatError, WrongKey
@@ -130,6 +132,18 @@ def test_every_byte_of_a_signature_counts():
         wrong = bytearray(signature)
         wrong[place] ^= 1
         assert not verify(public_of(SEED), "commit", b"message", bytes(wrong))
+
+
+def test_vouching():
+    device = public_of(SEED)
+    word = vouch(OWNER.admin_seed, OWNER.writer.vault, device)
+    admin = OWNER.writer.admin_public
+    assert is_vouched(admin, OWNER.writer.vault, device, word)
+    assert not is_vouched(OTHER.writer.admin_public, OWNER.writer.vault, device, word)
+    assert not is_vouched(admin, OTHER.writer.vault, device, word)
+    assert not is_vouched(admin, OWNER.writer.vault, public_of(b"t" * 32), word)
+    for wrong in (b"", word[:-1], vouch(SEED, OWNER.writer.vault, device), sign(OWNER.admin_seed, "commit", device)):
+        assert not is_vouched(admin, OWNER.writer.vault, device, wrong)
 
 
 @pytest.mark.parametrize("public", [b"", bytes(31), bytes(32), bytes(33), b"\xff" * 32])
