@@ -124,6 +124,7 @@ class Agent:
         for _, reason in self.spool.clear():
             self.alarm(f"a damaged pack was dropped from the spool and will be made again: {reason}")
         self._chain = self.ledger.chain()
+        self._recent = [self._chain.head] if self._chain else []
 
     async def close(self) -> None:
         """Ends in order; what is under way is done again next time."""
