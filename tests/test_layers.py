@@ -29,7 +29,7 @@ MAY_IMPORT = {
 
 CLI = ["contbak.app.cli", "contbak.app.cli[._]*", "relay.cli", "relay.cli[._]*"]
 DOORS = {
-    "aiohttp": ["contbak.upload.uplink", "contbak.recall.remote", "contbak.app.control", "relay.intake", "relay.web"],
+    "aiohttp": ["contbak.upload.line", "contbak.app.control", "relay.web"],
     "blake3": ["contbak.core.crypto"],
     "click": CLI,
     "cryptography": ["relay.identity"],
@@ -246,12 +246,14 @@ SOUND = {
     "contbak/core/crypto.py": "import blake3\nfrom nacl import bindings\nfrom datetime import datetime\n",
     "contbak/store/kv.py": "import os\nimport lmdb\nfrom contbak.core import codec\n",
     "contbak/capture/watcher.py": "import watchdog.events\nfrom contbak.store.kv import open_kv\n",
-    "contbak/upload/uplink.py": "import tenacity\nimport aiohttp\nfrom contbak.store import kv\n",
+    "contbak/upload/line.py": "import aiohttp\n",
+    "contbak/upload/uplink.py": "import tenacity\nfrom contbak.store import kv\nfrom contbak.upload import line\n",
     "contbak/recall/find.py": "from contbak.core.codec import decode\n",
     "contbak/app/cli.py": "import click\nfrom contbak.app.daemon import run\nfrom contbak.recall.find import find\n",
     "contbak/app/cli_show.py": "import rich.table\n",
     "contbak/app/daemon.py": "import asyncio\nfrom contbak.upload import uplink\nfrom contbak.capture import watcher\n",
-    "relay/intake.py": "import aiohttp.web\nfrom contbak.store.kv import x\nfrom relay.stores import y\n",
+    "relay/intake.py": "from contbak.store.kv import x\nfrom relay.stores import y\n",
+    "relay/web.py": "import aiohttp.web\nfrom relay.intake import x\n",
     "relay/stores.py": "from contbak.core.codec import decode\n",
     "relay/cli.py": "import click\nfrom relay.intake import serve\n",
 }
@@ -276,6 +278,8 @@ PLANTS = [
     (every_module_has_a_room, "contbak/daemon.py", ""),
     (every_module_has_a_room, "contbak/cellar/wine.py", ""),
     (each_package_has_its_door, "contbak/upload/spool.py", "import lmdb"),
+    (each_package_has_its_door, "contbak/upload/uplink.py", "import aiohttp"),
+    (each_package_has_its_door, "contbak/recall/remote.py", "import aiohttp"),
     (each_package_has_its_door, "contbak/core/frame.py", "from nacl.bindings import x"),
     (each_package_has_its_door, "contbak/app/daemon.py", "import click"),
     (each_package_has_its_door, "contbak/app/client.py", "import click"),

@@ -1,11 +1,11 @@
-"""The line to the relay: the only door to aiohttp and tenacity on the agent's way out.
+"""The way to the relay for packs and commits.  The agent's door to tenacity.
 
-core.transfer decides what is sent; this carries it over HTTP (docs/protocol.md) and waits when the relay is away.
+core.transfer decides what is sent; this carries it over upload/line and waits when the relay is away (see
+docs/protocol.md).
 
 Rules: a relay out of reach is a state, not an error: it is tried again for ever, with waits that grow and jitter, and
-at once when there is new work.  The relay proves itself twice, by the pinned certificate (or the socket's place) and by
-its signature over the challenge; before that nothing is sent.  Segments are compared with the plan before they leave,
-so a damaged spool is found here and not at the relay.  Bodies are bytes: every request can be sent again.
+at once when there is new work.  Segments are compared with the plan before they leave, so a damaged spool is found here
+and not at the relay.  Every request can be sent again.
 
 It does not remove packs from the spool (the app does, with the receipt) and does not build commits.
 """
@@ -13,21 +13,17 @@ It does not remove packs from the spool (the app does, with the receipt) and doe
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import ssl
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import tenacity
 
 from contbak.core import codec
 from contbak.core.commit import Signed
-from contbak.core.crypto import public_of
-from contbak.core.errors import ContbakError, FormatError, NotFound, PeerError, Unreachable, WrongKey
+from contbak.core.errors import ContbakError, FormatError, NotFound, Unreachable
 from contbak.core.exchange import (
     Accepted,
     Answer,
@@ -44,36 +40,26 @@ from contbak.core.exchange import (
     Sealed,
     SegmentsRequest,
 )
-from contbak.core.invite import Address, Invite
+from contbak.core.invite import Address
 from contbak.core.messages import (
-    CHALLENGE_LEN,
-    Challenge,
-    Join,
-    Joined,
-    Login,
     PlanState,
     Session,
     bits,
-    check_session,
-    login_signature,
     open_receipt,
 )
-from contbak.core.names import ChunkId, CommitId, DeviceId, PackId, VaultId
+from contbak.core.names import ChunkId, CommitId, PackId, VaultId
 from contbak.core.pack import Plan
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer, Sender
-from contbak.upload.answers import ANSWER_MAX, Problem, expect, problem_of, refusal_of, understood
+from contbak.upload.answers import Problem, expect, refusal_of, understood
+from contbak.upload.line import Line
 from contbak.upload.spool import Spool
 
-CONNECT_S = 10.0
-READ_S = 60.0
-"""Seconds without a byte from the relay until a request counts as failed.  A seal syncs 32 MiB, mostly in 1 s."""
 WAIT_MAX_S = 60.0
 """The longest wait between two attempts to reach a relay that is away."""
 RENEW_S = 120.0
 """A token is renewed this long before it runs out."""
 HAVE_PART = 16_384
 """Ids asked in one request: bodies stay below 1 MiB."""
-_TYPE = {"Content-Type": "application/msgpack"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +68,6 @@ class Credentials:
 
     vault: VaultId
     seed: bytes
-
-    @property
-    def device(self) -> DeviceId:
-        return public_of(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,112 +85,6 @@ class Status:
     error: str
     lag_bytes: int
     bytes_sent: int
-
-
-class Line:
-    """HTTP to one relay: connections, login, and answers as bytes or Problem.  Raises Unreachable, WrongKey."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self.bytes_sent = 0
-        self._http: aiohttp.ClientSession | None = None
-
-    async def request(self, method: str, path: str, body: bytes, token: bytes = b"") -> bytes | Problem:
-        """One exchange.  `path` starts with "/v1/".  Raises Unreachable if there is no whole answer."""
-        headers = dict(_TYPE)
-        if token:
-            headers["Authorization"] = f"Bearer {token.hex()}"
-        self.bytes_sent += len(body)
-        try:
-            async with self._session().request(
-                method, self._base + path, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                raw = await _whole(response)
-                return raw if response.status < 300 else problem_of(response.status, raw)
-        except aiohttp.ClientConnectorCertificateError:
-            raise WrongKey("the relay shows another certificate than the one that was paired") from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Unreachable(f"{self.address} cannot be reached: {_said(error)}") from None
-
-    async def login(self, credentials: Credentials) -> Session:
-        """Opens a session with a relay that proves itself.  Raises Unreachable, WrongKey, PeerError."""
-        device = credentials.device
-        raw = expect(await self.request("POST", "/v1/challenge", device))
-        challenge = codec.decode(raw, Challenge, "the relay's challenge")
-        if challenge.relay != self.address.relay or len(challenge.nonce) != CHALLENGE_LEN:
-            raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
-        signature = login_signature(credentials.seed, credentials.vault, challenge)
-        login = Login(credentials.vault, device, challenge.nonce, signature)
-        raw = expect(await self.request("POST", "/v1/session", codec.encode(login)))
-        session = codec.decode(raw, Session, "the relay's session")
-        check_session(session, self.address.relay, challenge.nonce)
-        return session
-
-    async def close(self) -> None:
-        """Closes all connections; the next request opens new ones."""
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
-
-    @property
-    def _base(self) -> str:
-        if self.address.socket:
-            return "http://relay"
-        host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
-        return f"https://{host}:{self.address.port}"
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
-            connector: aiohttp.BaseConnector
-            if self.address.socket:
-                connector = aiohttp.UnixConnector(self.address.socket, limit=0)
-            else:
-                connector = aiohttp.TCPConnector(ssl=_pinned(self.address.cert), limit=0)
-            self._http = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
-        return self._http
-
-
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    raw = bytearray()
-    async for part in response.content.iter_any():
-        raw += part
-        if len(raw) > ANSWER_MAX:
-            raise PeerError("the relay's answer is too long")
-    return bytes(raw)
-
-
-def _pinned(cert: bytes) -> ssl.SSLContext:
-    """TLS 1.3 with the one server whose certificate has the SHA-256 `cert`, checked before anything is sent."""
-
-    class Pinned(ssl.SSLObject):
-        def do_handshake(self) -> None:
-            super().do_handshake()
-            shown = self.getpeercert(binary_form=True)
-            if shown is None or hashlib.sha256(shown).digest() != cert:
-                raise ssl.SSLCertVerificationError("another certificate than the pinned one")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # no authority vouches for it: the pin does
-    context.sslobject_class = Pinned
-    return context
-
-
-async def join(invite: Invite, record: Join) -> Joined:
-    """Has this device admitted by the relay of the invite.  Raises Unreachable, WrongKey, PeerError."""
-    line = Line(invite.address)
-    try:
-        answer = await line.request("POST", "/v1/join", codec.encode(record))
-        if isinstance(answer, Problem):
-            raise PeerError(f"the relay did not admit this device: {answer.detail or answer.kind}")
-        joined = codec.decode(answer, Joined, "the relay's answer")
-        if joined.relay != invite.address.relay:
-            raise WrongKey("this is not the relay that the invite names: its key differs")
-        return joined
-    finally:
-        await line.close()
 
 
 class Uplink:
@@ -268,7 +144,7 @@ class Uplink:
         async with self._login_turn:
             if self.session is None or time.monotonic() >= self._renew_at:
                 try:
-                    self.session = await self._line.login(self._credentials)
+                    self.session = await self._line.login(self._credentials.vault, self._credentials.seed)
                 except ContbakError as error:
                     self._note(str(error))
                     raise
@@ -509,8 +385,3 @@ def _refuse(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()
-
-
-def _said(error: BaseException) -> str:
-    """The error in one line; some have no text."""
-    return " ".join(str(error).split()) or type(error).__name__

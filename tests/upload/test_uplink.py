@@ -11,9 +11,10 @@ from contbak.core.crypto import XCHACHA, vouch
 from contbak.core.errors import NotFound, Unreachable, WrongKey
 from contbak.core.frame import Chunk
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
+from contbak.recall.remote import join
 from contbak.upload.bundle import Bundler, Seal
 from contbak.upload.spool import Spool
-from contbak.upload.uplink import Credentials, Uplink, join
+from contbak.upload.uplink import Credentials, Uplink
 from tests.relay.peer import Device, Relay, flip
 
 
@@ -81,7 +82,7 @@ def agent(tmp_path, seed):
 async def joined(agent, relay):
     line = relay.invite()
     address = invite.parse(line).address
-    await join(invite.parse(line), agent.join_record(line))
+    join(invite.parse(line), agent.join_record(line))
     uplink = agent.uplink(address)
     await uplink.start()
     return uplink
@@ -234,8 +235,8 @@ def test_a_relay_with_another_certificate_gets_nothing(tmp_path, agent):
         address = good.address
         other = invite.Address(address.relay, address.host, address.port, b"?" * 32)
         with pytest.raises(WrongKey, match="certificate"):
-            await join(invite.Invite(other, good.token), agent.join_record(line))
-        await join(good, agent.join_record(line))
+            join(invite.Invite(other, good.token), agent.join_record(line))
+        join(good, agent.join_record(line))
         for wrong in (other, invite.Address(b"?" * 32, address.host, address.port, address.cert)):
             uplink = agent.uplink(wrong)
             with pytest.raises(WrongKey):
