@@ -198,8 +198,8 @@ def find(raw: bytes | memoryview, start: int = 0) -> Iterator[tuple[int, Header]
             at = data.find(MAGIC, at + 1)
             continue
         yield at, header
-        # a damaged body must not hide the frames behind it: its length is covered by the header's checksum
-        at = data.find(MAGIC, at + header.length)
+        # not behind the body: bytes may be missing from it, and then the next frame begins earlier
+        at = data.find(MAGIC, at + len(header.raw))
 
 
 def _table(kind: int, chunks: Sequence[Chunk]) -> bytes:

@@ -404,3 +404,11 @@ def test_find():
     assert list(frame.find(wrong)) == found
     wrong[found[2][0] + 20] ^= 1
     assert list(frame.find(wrong)) == found[:2] + found[3:]
+
+
+def test_bytes_lost_from_a_body_hide_no_other_frame():
+    frames = [frame.encode(frame.DATA, SMALL[frame.DATA], sealer(), WRITER, RANDOM) for _ in range(3)]
+    whole = b"".join(frames)
+    cut = len(frames[0]) - 40
+    found = [at for at, _ in frame.find(whole[:cut] + whole[cut + 30 :])]
+    assert found == [0, len(frames[0]) - 30, len(frames[0]) + len(frames[1]) - 30]
