@@ -11,6 +11,7 @@ proofs and ledger have one user.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -53,6 +54,7 @@ from contbak.upload.spool import Spool
 from contbak.upload.uplink import Credentials, Uplink
 from contbak.upload.workers import Workers
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
@@ -281,6 +283,7 @@ class Agent:
         self._chain = chain
         self.covered = frozenset()
         self._recent.append(signed.id)
+        log.info("snapshot %s: %d files", signed.id.hex()[:12], pending.after.files)
 
     def _tidy(self, source: Source, batch: Batch) -> None:
         """After the last receipt of a batch: its changes and gaps are done, its failures are on record."""

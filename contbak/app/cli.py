@@ -7,6 +7,7 @@ sentence, a trace only with CONTBAK_DEBUG=1.  Subcommands are loaded when they a
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 
@@ -39,8 +40,9 @@ class Lazy(click.Group):
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error, such as what each commit held.")
 @click.version_option(package_name="contbak")
-def cli() -> None:
+def cli(verbose: bool) -> None:
     """Backs up what you save, as you save it, and brings back any file as of any moment.
 
     \b
@@ -48,6 +50,9 @@ def cli() -> None:
     Then:         contbak status
     And one day:  contbak restore ~/Documents/thesis.odt --at yesterday --to /tmp
     """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="contbak: %(message)s", stream=sys.stderr
+    )
 
 
 def main() -> None:
