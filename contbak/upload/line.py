@@ -9,6 +9,7 @@ It does not wait, try again or know what is sent: upload/uplink does.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ssl
 
@@ -52,6 +53,12 @@ class Line:
             raise WrongKey("the relay shows another certificate than the one that was paired") from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unreachable(f"{self.address} cannot be reached: {_said(error)}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # `close` while a name was looked up: aiohttp cancels the lookup, and who waits for it sees only that
+            raise Unreachable(f"{self.address} cannot be reached: the connection was closed") from None
 
     async def login(self, vault: VaultId, seed: bytes) -> Session:
         """Opens a session for the device of `seed`, with a relay that proves itself.

@@ -284,7 +284,9 @@ class Uplink:
         if isinstance(request, CommitRequest):
             return await self._carry_commit(request)
         path = f"/v1/packs/{request.root.hex()}"
-        plan = self._plans[request.root]
+        plan = self._plans.get(request.root)
+        if plan is None:  # given up after this request was made and before it began
+            raise NotFound("the pack was given up")
         if isinstance(request, PlanRequest):
             answer = await self._request("PUT", f"{path}/plan", plan.raw)
         elif isinstance(request, SegmentsRequest):

@@ -281,3 +281,40 @@ def test_an_end_in_the_middle_leaves_nothing_behind(socket_relay, agent):
         await again.close()
 
     asyncio.run(go())
+
+
+def test_a_reset_while_a_name_is_looked_up_does_not_end_the_uplink(tmp_path, agent):
+    async def run():
+        asked = asyncio.Queue()
+
+        async def lookup(*_, **__):
+            asked.put_nowait(None)
+            await asyncio.sleep(3600)
+
+        asyncio.get_running_loop().getaddrinfo = lookup
+        uplink = agent.uplink(invite.Address(bytes(32), "nas.example", 9999, bytes(32)))
+        await uplink.start()
+        for _ in range(3):  # each time it tries again
+            await asyncio.wait_for(asked.get(), 20)
+            await uplink.reset()
+        await asyncio.wait_for(asked.get(), 20)
+        await uplink.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_of_a_pack_that_was_given_up_frees_its_place(tmp_path, agent):
+    """A flight that begins after its pack was dropped must not keep one of the few places for ever."""
+
+    async def run():
+        uplink = agent.uplink(invite.Address(bytes(32), socket=str(tmp_path / "nobody")))
+        packed = agent.data()
+        uplink.offer(packed.root)
+        (request,) = uplink._sender.to_send(0.0)
+        uplink._sender.drop(packed.root, "lost")
+        uplink._report(uplink._sender.events())
+        await uplink._fly(request)
+        assert not uplink._sender._flying
+        await uplink.close()
+
+    asyncio.run(run())
