@@ -112,7 +112,7 @@ class Story:
         self.full()
 
 
-@settings(max_examples=int(os.environ.get("EX","60")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(story=stories, seed=st.integers(0, 1 << 16))
 def test_what_is_kept_is_what_is_there(kv: Kv, tmp_path_factory: pytest.TempPathFactory, story: Any, seed: int) -> None:
     top = tmp_path_factory.mktemp("top")
