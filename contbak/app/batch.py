@@ -19,7 +19,8 @@ from contbak.capture.journal import Change, Gap
 from contbak.capture.proofs import Proof, Proofs, void
 from contbak.capture.scan import Read, Scan, Trouble
 from contbak.core.errors import ContbakError, SourceError, StoreError, Unsettled, Vanished
-from contbak.upload.workers import Done, Failed, Workers
+from contbak.upload.jobs import Done, Failed
+from contbak.upload.workers import Workers
 
 T = TypeVar("T")
 InThread = Callable[[Callable[[], T]], Awaitable[T]]

@@ -11,13 +11,14 @@ import pytest
 from contbak.capture import reader
 from contbak.core import frame, pack
 from contbak.core.crypto import XCHACHA, Opener, OwnerKeys, digest, public_of
-from contbak.core.errors import ContbakError, SourceError, StoreError, Vanished
+from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Vanished
 from contbak.core.node import Node
 from contbak.core.spanlist import spans
 from contbak.upload.bundle import Seal
+from contbak.upload.jobs import Done, Failed
 from contbak.upload.orders import Setup
 from contbak.upload.spool import Spool
-from contbak.upload.workers import Done, Failed, Workers
+from contbak.upload.workers import Workers
 
 OWNER = OwnerKeys.from_root(bytes(32))
 READER = f"{reader.__name__}:Reader"
@@ -47,7 +48,7 @@ class Backup:
     async def read(self, paths, **more):
         futures = [await self.workers.submit(os.fsencode(path), **more) for path in paths]
         await self.workers.flush()
-        assert all(future.done() for future in futures) and not len(self.workers._claims)
+        assert all(future.done() for future in futures) and not len(self.workers._jobs.claims)
         return [future.result() for future in futures]
 
     def chunks(self):
@@ -305,12 +306,13 @@ def test_a_worker_ends_with_its_parent(tmp_path):
         os.kill(pid, 0)
 
 
-def test_an_index_that_fails_leaves_nobody_waiting(tmp_path, seed):
+@pytest.mark.parametrize("error", [KeyError("index"), FormatError("index"), ConnectionResetError()])
+def test_an_index_that_fails_leaves_nobody_waiting(tmp_path, seed, error):
     paths = write(tmp_path / "s", {"a": random.Random(seed).randbytes(100_000)})
     backup = Backup(tmp_path)
 
     async def broken(ids):
-        raise KeyError("index")
+        raise error
 
     backup.workers._known = broken
 
@@ -319,5 +321,5 @@ def test_an_index_that_fails_leaves_nobody_waiting(tmp_path, seed):
         assert isinstance(await failed, Failed)
         await backup.workers.flush()
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         run(backup, 1, go)
