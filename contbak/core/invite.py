@@ -8,6 +8,7 @@ all in lower-case hex.  The embedded relay listens on a unix socket instead: con
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -29,6 +30,10 @@ class Address:
     port: int = PORT
     cert: bytes = b""
     socket: str = ""
+
+    def pins(self, certificate: bytes | None) -> bool:
+        """Whether `certificate` (DER) is the one that the relay showed at pairing."""
+        return certificate is not None and hashlib.sha256(certificate).digest() == self.cert
 
     def __str__(self) -> str:
         """What a user sees: no token, no keys."""

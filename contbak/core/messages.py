@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contbak.core import codec
 from contbak.core.codec import Record
-from contbak.core.crypto import SIGNATURE_LEN, is_vouched, sign, verify
+from contbak.core.crypto import SIGNATURE_LEN, is_vouched, public_of, sign, verify
 from contbak.core.errors import FormatError, WrongKey
 from contbak.core.names import ID_LEN, VAULT_ID_LEN, CommitId, DeviceId, VaultId
 
@@ -190,6 +190,25 @@ def check_login(login: Login, relay: bytes) -> bool:
     return verify(login.device, "login", login.vault + relay + login.nonce, login.signature)
 
 
+def log_in(raw: bytes, device_seed: bytes, vault: VaultId, relay: bytes) -> Login:
+    """The device's answer to the challenge in `raw`.
+
+    Raises FormatError, and WrongKey unless the challenge names `relay`, which was pinned at pairing.
+    """
+    challenge = codec.decode(raw, Challenge, "the relay's challenge")
+    if challenge.relay != relay or len(challenge.nonce) != CHALLENGE_LEN:
+        raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
+    signature = login_signature(device_seed, vault, challenge)
+    return Login(vault, public_of(device_seed), challenge.nonce, signature)
+
+
+def open_session(raw: bytes, login: Login, relay: bytes) -> Session:
+    """The session in `raw` that `login` opened.  Raises FormatError, and WrongKey as `check_session`."""
+    session = codec.decode(raw, Session, "the relay's session")
+    check_session(session, relay, login.nonce)
+    return session
+
+
 def session_proof(relay_seed: bytes, nonce: bytes) -> bytes:
     """The relay's proof that it holds the key that the agent pinned."""
     return sign(relay_seed, "session", nonce)
@@ -211,7 +230,9 @@ def bitmap(bits: list[bool]) -> bytes:
 
 
 def bits(raw: bytes, count: int) -> list[bool]:
-    """The reverse of `bitmap`.  Raises FormatError if `raw` is not for `count` bits."""
+    """The reverse of `bitmap`.  Raises FormatError if `raw` has another length or bits beyond `count`."""
     if len(raw) != -(-count // 8):
-        raise FormatError("a bitmap has the wrong length")
+        raise FormatError(f"a bitmap of {count} bits must have {-(-count // 8)} bytes, not {len(raw)}")
+    if int.from_bytes(raw, "little") >> count:
+        raise FormatError(f"a bitmap of {count} bits has more bits set")
     return [bool(raw[i >> 3] >> (i & 7) & 1) for i in range(count)]

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from contbak.core.commit import Signed
-from contbak.core.errors import ContbakError, PeerError
+from contbak.core.errors import ContbakError, FormatError, PeerError
 from contbak.core.exchange import (
     Answer,
     CommitRequest,
@@ -31,7 +31,7 @@ from contbak.core.exchange import (
     SealRequest,
     SegmentsRequest,
 )
-from contbak.core.messages import PUT_MAX, Head, PlanState
+from contbak.core.messages import PUT_MAX, Head, PlanState, bitmap, bits
 from contbak.core.moves import COMMIT_MOVES, PACK_MOVES, Act, CommitState, PackState, Word, word_of
 from contbak.core.names import ChunkId, CommitId, PackId
 from contbak.core.pack import Plan
@@ -68,24 +68,12 @@ class RejectedByPeer(PeerError):
         self.kind = kind
 
 
-# -- bitmaps ------------------------------------------------------------------------------------------------------
-
-
-def bitmap(indexes: Iterable[int], count: int) -> bytes:
-    """`count` bits (bit i of byte i//8, lowest first), set for each of `indexes` (0 <= index < count)."""
-    bits = bytearray(-(-count // 8))
-    for index in indexes:
-        bits[index >> 3] |= 1 << (index & 7)
-    return bytes(bits)
-
-
-def from_bitmap(bits: bytes, count: int) -> set[int]:
-    """The set indexes below `count`.  Raises PeerError if `bits` has another length or bits beyond `count`."""
-    if len(bits) != -(-count // 8):
-        raise PeerError(f"a bitmap of {count} bits must have {-(-count // 8)} bytes, not {len(bits)}")
-    if int.from_bytes(bits, "little") >> count:
-        raise PeerError(f"a bitmap of {count} bits has more bits set")
-    return {index for index in range(count) if bits[index >> 3] >> (index & 7) & 1}
+def from_bitmap(raw: bytes, count: int) -> set[int]:
+    """The set indexes of a bitmap of `count` bits.  Raises PeerError if it is not one."""
+    try:
+        return {index for index, is_set in enumerate(bits(raw, count)) if is_set}
+    except FormatError as error:
+        raise PeerError(f"the relay's answer makes no sense: {error}") from None
 
 
 class Receiver:
@@ -132,7 +120,7 @@ class Receiver:
 
     def bitmap(self) -> bytes:
         """Which segments are held, as `PlanState.have` wants it."""
-        return bitmap(self._held, len(self.plan.hashes))
+        return bitmap([index in self._held for index in range(len(self.plan.hashes))])
 
     @property
     def complete(self) -> bool:

@@ -10,10 +10,7 @@ without an event loop.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import http.client
-import json
 import socket
 import ssl
 import time
@@ -35,19 +32,18 @@ from contbak.core.errors import (
 from contbak.core.invite import Address, Invite
 from contbak.core.messages import (
     HAVE_MAX,
-    Challenge,
     Join,
     Joined,
     Listed,
-    Login,
     PackInfo,
     Session,
     VaultInfo,
-    check_session,
-    login_signature,
+    log_in,
+    open_session,
 )
 from contbak.core.messages import Place as Spot
 from contbak.core.names import ID_LEN, VaultId
+from contbak.core.problem import problem_of
 
 T = TypeVar("T")
 
@@ -163,15 +159,10 @@ class RelayPlace:
             return self._token
 
     def _session(self) -> Session:
-        device = public_of(self._seed)
-        challenge = codec.decode(self._plain("/v1/challenge", device), Challenge, "the relay's challenge")
         relay = self._wire.address.relay
-        if challenge.relay != relay:
-            raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
-        login = Login(self._vault, device, challenge.nonce, login_signature(self._seed, self._vault, challenge))
-        session = codec.decode(self._plain("/v1/session", codec.encode(login)), Session, "the relay's session")
-        check_session(session, relay, challenge.nonce)
-        return session
+        challenge = self._plain("/v1/challenge", public_of(self._seed))
+        login = log_in(challenge, self._seed, self._vault, relay)
+        return open_session(self._plain("/v1/session", codec.encode(login)), login, relay)
 
     def _plain(self, path: str, body: bytes) -> bytes:
         try:
@@ -258,12 +249,8 @@ class _Wire:
 
 def _meaning(status: int, raw: bytes) -> Exception:
     """What a reply that is no success says."""
-    try:
-        problem = json.loads(raw)
-        detail, kind = str(problem.get("detail") or problem.get("title") or ""), str(problem.get("type") or "")
-    except (ValueError, AttributeError):
-        detail, kind = "", ""
-    text = detail or f"status {status}"
+    problem = problem_of(status, raw)
+    text = problem.detail or problem.kind
     if status == 401:
         return _Stale(text)
     if status == 403:
@@ -274,7 +261,7 @@ def _meaning(status: int, raw: bytes) -> Exception:
         return FormatError(f"the pack ends before that: {text}")
     if status == 429 or status >= 500:
         return _Passing(text)
-    return UsageError(text) if kind == "malformed" else PeerError(f"the relay says: {text}")
+    return UsageError(text) if problem.kind == "malformed" else PeerError(f"the relay says: {text}")
 
 
 class _Unix(http.client.HTTPConnection):
@@ -295,7 +282,7 @@ class _Pinned(http.client.HTTPConnection):
 
     def __init__(self, address: Address) -> None:
         super().__init__(address.host, address.port, timeout=CONNECT_S)
-        self._cert = address.cert
+        self._address = address
 
     def connect(self) -> None:
         super().connect()
@@ -305,8 +292,7 @@ class _Pinned(http.client.HTTPConnection):
         context.verify_mode = ssl.CERT_NONE
         tls = context.wrap_socket(self.sock)
         self.sock = tls
-        found = hashlib.sha256(tls.getpeercert(binary_form=True) or b"").digest()
-        if not hmac.compare_digest(found, self._cert):
+        if not self._address.pins(tls.getpeercert(binary_form=True)):
             self.close()
             raise WrongKey("this is not the relay that was paired: its certificate differs; nothing was sent")
         tls.settimeout(READ_S)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from contbak.core.errors import FormatError, PeerError, Unreachable
 from contbak.core.exchange import Refusal
 from contbak.core.messages import MISSING_MAX, Head
 from contbak.core.names import ID_LEN, ChunkId, checked
+from contbak.core.problem import Problem
 
 ANSWER_MAX = 4 << 20
 """Bytes of an answer; the longest are lists of missing ids."""
+
 _PASSING = frozenset((429, 500, 502, 503, 504, 507))
 _LATER = frozenset(("denied", "token", "full"))
 """Problems that end without us: an administrator's work, a new login, more space."""
@@ -21,41 +21,17 @@ _LATER = frozenset(("denied", "token", "full"))
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """An answer that is no success: HTTP status, the protocol's word, a sentence, all fields as they came."""
-
-    status: int
-    kind: str
-    detail: str
-    fields: dict[str, Any]
-
-    @property
-    def passing(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status in _PASSING or self.kind in _LATER
-
-
-def problem_of(status: int, raw: bytes) -> Problem:
-    """The problem that an answer with an error status describes; of kind "status N" if it describes none."""
-    try:
-        fields = json.loads(raw)
-        return Problem(status, str(fields["type"]), str(fields.get("detail", "")), fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Problem(status, f"status {status}", "", {})
-
-
 def expect(answer: bytes | Problem) -> bytes:
     """The body.  Raises Unreachable for a problem that may pass, PeerError for others."""
     if not isinstance(answer, Problem):
         return answer
     sentence = f"the relay refuses: {answer.detail or answer.kind}"
-    raise Unreachable(sentence) if answer.passing else PeerError(sentence)
+    raise Unreachable(sentence) if _may_pass(answer) else PeerError(sentence)
 
 
 def refusal_of(problem: Problem) -> Refusal:
     """The refusal for the machine.  Raises Unreachable if it may pass, PeerError if it makes no sense."""
-    if problem.passing:
+    if _may_pass(problem):
         expect(problem)
     return understood(lambda: _refusal(problem))
 
@@ -66,6 +42,11 @@ def understood(read: Callable[[], T]) -> T:
         return read()
     except (FormatError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise PeerError(f"the relay's answer makes no sense: {error}") from None
+
+
+def _may_pass(problem: Problem) -> bool:
+    """Whether the same request may succeed later."""
+    return problem.status in _PASSING or problem.kind in _LATER
 
 
 def _refusal(problem: Problem) -> Refusal:

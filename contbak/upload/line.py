@@ -10,7 +10,6 @@ It does not wait, try again or know what is sent: upload/uplink does.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ssl
 
 import aiohttp
@@ -19,9 +18,10 @@ from contbak.core import codec
 from contbak.core.crypto import public_of
 from contbak.core.errors import PeerError, Unreachable, WrongKey
 from contbak.core.invite import Address
-from contbak.core.messages import CHALLENGE_LEN, Challenge, Login, Session, check_session, login_signature
+from contbak.core.messages import Session, log_in, open_session
 from contbak.core.names import VaultId
-from contbak.upload.answers import ANSWER_MAX, Problem, expect, problem_of
+from contbak.core.problem import Problem, problem_of
+from contbak.upload.answers import ANSWER_MAX, expect
 
 CONNECT_S = 10.0
 READ_S = 60.0
@@ -65,17 +65,10 @@ class Line:
 
         Raises Unreachable, WrongKey, PeerError.
         """
-        device = public_of(seed)
-        raw = expect(await self.request("POST", "/v1/challenge", device))
-        challenge = codec.decode(raw, Challenge, "the relay's challenge")
-        if challenge.relay != self.address.relay or len(challenge.nonce) != CHALLENGE_LEN:
-            raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
-        signature = login_signature(seed, vault, challenge)
-        login = Login(vault, device, challenge.nonce, signature)
-        raw = expect(await self.request("POST", "/v1/session", codec.encode(login)))
-        session = codec.decode(raw, Session, "the relay's session")
-        check_session(session, self.address.relay, challenge.nonce)
-        return session
+        challenge = expect(await self.request("POST", "/v1/challenge", public_of(seed)))
+        login = log_in(challenge, seed, vault, self.address.relay)
+        session = expect(await self.request("POST", "/v1/session", codec.encode(login)))
+        return open_session(session, login, self.address.relay)
 
     async def close(self) -> None:
         """Closes all connections; the next request opens new ones."""
@@ -97,7 +90,7 @@ class Line:
             if self.address.socket:
                 connector = aiohttp.UnixConnector(self.address.socket, limit=0)
             else:
-                connector = aiohttp.TCPConnector(ssl=_pinned(self.address.cert), limit=0)
+                connector = aiohttp.TCPConnector(ssl=_pinned(self.address), limit=0)
             self._http = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
         return self._http
 
@@ -111,14 +104,13 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return bytes(raw)
 
 
-def _pinned(cert: bytes) -> ssl.SSLContext:
-    """TLS 1.3 with the one server whose certificate has the SHA-256 `cert`, checked before anything is sent."""
+def _pinned(address: Address) -> ssl.SSLContext:
+    """TLS 1.3 with the one server whose certificate `address` pins, checked before anything is sent."""
 
     class Pinned(ssl.SSLObject):
         def do_handshake(self) -> None:
             super().do_handshake()
-            shown = self.getpeercert(binary_form=True)
-            if shown is None or hashlib.sha256(shown).digest() != cert:
+            if not address.pins(self.getpeercert(binary_form=True)):
                 raise ssl.SSLCertVerificationError("another certificate than the pinned one")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -49,8 +49,9 @@ from contbak.core.messages import (
 )
 from contbak.core.names import ChunkId, CommitId, PackId, VaultId
 from contbak.core.pack import Plan
+from contbak.core.problem import Problem
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer, Sender
-from contbak.upload.answers import Problem, expect, refusal_of, understood
+from contbak.upload.answers import expect, refusal_of, understood
 from contbak.upload.line import Line
 from contbak.upload.spool import Spool
 

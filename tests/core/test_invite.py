@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 
 import pytest
@@ -102,3 +103,10 @@ def test_every_truncation():
     for length in range(len(LINE)):
         with pytest.raises(UsageError):
             parse(LINE[:length])
+
+
+def test_an_address_pins_one_certificate():
+    address = Address(RELAY, "relay.example", cert=hashlib.sha256(b"der").digest())
+    assert address.pins(b"der")
+    assert not address.pins(b"des") and not address.pins(b"") and not address.pins(None)
+    assert not Address(RELAY, "relay.example").pins(b"")

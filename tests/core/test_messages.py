@@ -24,8 +24,10 @@ from contbak.core.messages import (
     check_login,
     check_session,
     check_vouch,
+    log_in,
     login_signature,
     open_receipt,
+    open_session,
     session_proof,
     sign_receipt,
 )
@@ -182,6 +184,21 @@ def test_the_relay_proves_itself():
             check_session(wrong, relay, nonce)
 
 
+def test_a_device_logs_in_at_the_relay_it_knows_only():
+    made = log_in(codec.encode(CHALLENGE), DEVICE_SEED, VAULT, RELAY)
+    assert made == login() and check_login(made, RELAY)
+    for wrong in (replace(CHALLENGE, relay=DEVICE), replace(CHALLENGE, nonce=b"n" * 31)):
+        with pytest.raises(WrongKey, match="nothing was sent"):
+            log_in(codec.encode(wrong), DEVICE_SEED, VAULT, RELAY)
+    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, CHALLENGE.nonce))
+    assert open_session(codec.encode(session), made, RELAY) == session
+    with pytest.raises(WrongKey, match="not the relay"):
+        open_session(codec.encode(replace(session, proof=b"p" * 64)), made, RELAY)
+    for read in (lambda raw: log_in(raw, DEVICE_SEED, VAULT, RELAY), lambda raw: open_session(raw, made, RELAY)):
+        with pytest.raises(FormatError):
+            read(b"?")
+
+
 # -- bitmaps ----------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +214,7 @@ def test_the_lowest_bit_is_first():
     assert bits(b"\x05\x80", 16) == [True, False, True] + [False] * 12 + [True]
 
 
-@pytest.mark.parametrize(("raw", "count"), [(b"", 1), (b"\0", 0), (b"\0", 9), (b"\0\0", 8), (b"", 2**40)])
-def test_bitmaps_of_another_length(raw, count):
+@pytest.mark.parametrize(("raw", "count"), [(b"", 1), (b"\0", 0), (b"\0", 9), (b"\0\0", 8), (b"", 2**40), (b"\x08", 3)])
+def test_bitmaps_of_another_size(raw, count):
     with pytest.raises(FormatError):
         bits(raw, count)

@@ -29,9 +29,9 @@ from contbak.core.exchange import (
     SegmentsRequest,
 )
 from contbak.core.frame import DATA, Chunk, encode, parse_header
-from contbak.core.messages import PUT_MAX, PlanState
+from contbak.core.messages import PUT_MAX, PlanState, bitmap
 from contbak.core.pack import PackBuilder
-from contbak.core.transfer import Act, CommitState, PackState, Receiver, Sender, Word, bitmap, from_bitmap
+from contbak.core.transfer import Act, CommitState, PackState, Receiver, Sender, Word, from_bitmap
 
 KEYS = OwnerKeys.from_root(bytes(32)).writer
 
@@ -272,7 +272,8 @@ def test_what_the_relay_has_is_not_sent_again():
     sender.offer(plan)
     assert sender.to_send(0) == [PlanRequest(plan.root)]
     total = len(plan.hashes)
-    sender.receive(PlanRequest(plan.root), PlanState(False, bitmap(set(range(total)) - {3, 4, 9}, total)), 0)
+    have = bitmap([index not in (3, 4, 9) for index in range(total)])
+    sender.receive(PlanRequest(plan.root), PlanState(False, have), 0)
     assert sender.to_send(0) == [SegmentsRequest(plan.root, 3, 2), SegmentsRequest(plan.root, 9, 1)]
     sender.receive(SegmentsRequest(plan.root, 9, 1), Accepted(), 0)
     sender.receive(SegmentsRequest(plan.root, 3, 2), Accepted(), 0)
@@ -436,7 +437,7 @@ def test_receiver_takes_what_is_right_and_nothing_else():
 
 @given(st.sets(st.integers(0, 99)), st.integers(100, 120))
 def test_bitmaps_come_back(indexes, count):
-    assert from_bitmap(bitmap(indexes, count), count) == indexes
+    assert from_bitmap(bitmap([index in indexes for index in range(count)]), count) == indexes
 
 
 # -- planted bugs -------------------------------------------------------------------------------------------------
