@@ -14,9 +14,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from contbak.app.batch import Batch, Tally, Work
@@ -42,7 +42,7 @@ from contbak.core.invite import Address
 from contbak.core.messages import Head, Session
 from contbak.core.names import ChunkId, CommitId, PackId, SourceId
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
-from contbak.store.kv import Kv
+from contbak.store.kv import Kv, KvDamaged
 from contbak.upload import chain as chains
 from contbak.upload import known as knowns
 from contbak.upload.bundle import Bundler, Packed, Seal
@@ -93,7 +93,7 @@ class Agent:
         self._recent: list[bytes] = []
         """Heads that our chain has had since `_compare_heads` last ran: a login since then saw one of them."""
         self._checked: Session | None = None
-        self._opened = False
+        self._ends = AsyncExitStack()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -101,19 +101,20 @@ class Agent:
         """Opens the state (rebuilding what is damaged), starts workers and uplink.  Raises ContbakError."""
         check_engine()
         self.home.make()
+        self._ends.callback(self._thread.shutdown)
         if self._relay is not None:
+            self._ends.push_async_callback(self._relay.stop)
             await self._relay.start()
+        self._ends.push_async_callback(self._close_state)
         await self.run(self._open_state)
-        setup = Setup(
-            self._seal, str(self.home.spool), READER, str(self.home.scratch), self.settings.nice
-        )
         self.uplink = Uplink(self.address, Credentials(self.keys.writer.vault, self.keys.device_seed), self.spool)
         self.carrier = Carrier(self.spool, self.known, self.uplink, self.run, self.alarm)
         self.carrier.sealed = self._chain.packs if self._chain else 0
-        self.workers = Workers(setup, self.carrier.have, self.carrier.on_pack)
+        self._ends.push_async_callback(self.carrier.stop)
+        self._ends.push_async_callback(self.uplink.close)
         await self.uplink.start()
-        await self.workers.start(self.settings.workers or os.cpu_count() or 1)
-        self._opened = True
+        self._ends.push_async_callback(self._stop_workers)
+        await self._start_workers()
         self.carrier.start(await self.run(self.spool.packs))
 
     def _open_state(self) -> None:
@@ -129,16 +130,37 @@ class Agent:
         self._recent = [self._chain.head] if self._chain else []
 
     async def close(self) -> None:
-        """Ends in order; what is under way is done again next time."""
-        if self._opened:
-            await self.workers.stop()
-            await self.uplink.close()
-            await self.carrier.stop()
-        if self._relay is not None:
-            await self._relay.stop()
+        """Ends in order, and all of it whatever fails; what is under way is done again next time."""
+        await self._ends.aclose()
+
+    async def _close_state(self) -> None:
         if hasattr(self, "kv"):
             await self.run(self.kv.close)
-        self._thread.shutdown()
+
+    async def _start_workers(self) -> None:
+        setup = Setup(
+            self._seal, str(self.home.spool), READER, str(self.home.scratch), self.settings.nice
+        )
+        self.workers = Workers(setup, self.carrier.have, self.carrier.on_pack)
+        try:
+            await self.workers.start(self.settings.workers or os.cpu_count() or 1)
+        except ContbakError:
+            await self._stop_workers()  # all or none: nobody must wait for those that are not there
+            raise
+
+    async def _stop_workers(self) -> None:
+        try:
+            await self.workers.stop()
+        except KvDamaged:
+            raise
+        except ContbakError as error:
+            self.alarm(f"the worker processes had ended: {error}")
+
+    async def _renew_workers(self) -> None:
+        """New processes if the old ones are over (no memory for a new one, say)."""
+        if self.workers.stopped:
+            await self._stop_workers()
+            await self._start_workers()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Runs `function` in the agent's thread."""
@@ -155,6 +177,7 @@ class Agent:
         async with self._busy:
             await self._finish_pending()
             await self._compare_heads()
+            await self._renew_workers()
             proofs = Proofs(self.kv, source.source_id)
             scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
             batch = Batch(source, work, scan, proofs, self.workers)
@@ -162,6 +185,8 @@ class Agent:
             done = False
             while not done:
                 done = await batch.fill(self.run, COMMIT_ROWS, COMMIT_BYTES)
+                if self.workers.stopped:
+                    raise StoreError("the worker processes have ended; they are started again")
                 await self._commit_all(source, batch, proofs, done)
             await self.run(lambda: self._tidy(source, batch))
             state = await self.run(lambda: self.ledger.state(source.source_id))
@@ -219,12 +244,12 @@ class Agent:
     ) -> Pending:  # fmt: skip
         totals = proofs.totals(Totals(state.files, state.entries, state.size))
         changes = (((row.dir_id, row.name), row.entry) for row in proofs.staged())
-        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
         places = Places(self.ledger.node, self.ledger.keep_nodes, self.known.have)
-        built = CommitWriter(self.keys.writer, bundler, places).build(
-            Roots(state.base, state.runs, state.run_rows), changes, chain.record
-        )
-        packs = [*built.packs, *bundler.flush()]
+        with self._bundler() as bundler:
+            built = CommitWriter(self.keys.writer, bundler, places).build(
+                Roots(state.base, state.runs, state.run_rows), changes, chain.record
+            )
+            packs = [*built.packs, *bundler.flush()]
         details = Details(
             self.keys.device_name, source.name, source.top, totals.files, totals.entries, totals.size,
             totals.new, totals.changed, totals.gone, complete, PROGRAM,
@@ -348,13 +373,22 @@ class Agent:
 
     def _supply(self, ids: Collection[ChunkId]) -> list[Packed]:
         """Packs with those of the nodes `ids` that are at hand."""
-        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
         packs: list[Packed] = []
-        for id_ in ids:
-            with suppress(NotFound):
-                node = self.ledger.node(id_)
-                packs += bundler.add(Chunk(id_, node.payload, node.refs), NODE)
-        return [*packs, *bundler.flush()]
+        with self._bundler() as bundler:
+            for id_ in ids:
+                with suppress(NotFound):
+                    node = self.ledger.node(id_)
+                    packs += bundler.add(Chunk(id_, node.payload, node.refs), NODE)
+            return [*packs, *bundler.flush()]
+
+    @contextmanager
+    def _bundler(self) -> Iterator[Bundler]:
+        """For metadata; what is still open at the end (after an error) is thrown away."""
+        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
+        try:
+            yield bundler
+        finally:
+            bundler.abort()
 
     async def _the_chain(self) -> Chain:
         """The end of our chain; asks the relay on the first run or after the state was lost."""

@@ -64,7 +64,7 @@ class Carrier:
         await self._room.wait()
         have = self._known.have(ids)
         unknown = [id_ for id_, there in zip(ids, have, strict=True) if not there]
-        if unknown and self._others_wrote():
+        if unknown and self._others_wrote() and self._uplink.status().reachable:  # else each file waits in vain
             with suppress(ContbakError):
                 answers = await self._uplink.have(unknown)
                 found = {id_ for id_, there in zip(unknown, answers, strict=True) if there}
@@ -107,6 +107,8 @@ class Carrier:
             self._uplink.offer(root)
         except ContbakError as error:
             self._alarm(f"a pack in the spool cannot be sent and will be made again: {error}")
+            with suppress(ContbakError):  # or it would take room for ever
+                self._spool.remove(root)
             return
         self._unsealed[root] = asyncio.create_task(self._until_sealed(root))
 

@@ -192,8 +192,16 @@ class Spool:
 
     @property
     def over_budget(self) -> bool:
-        """Whether the files take more than the budget."""
-        return self.size() > self.budget
+        """Whether the finished packs take more than the budget.
+
+        Unfinished ones do not count: whoever waits for room could not finish them, and nothing would ever go.
+        """
+        total = 0
+        for item in self._scan():
+            if item.name.endswith(SUFFIX):
+                with suppress(OSError):
+                    total += item.stat().st_size
+        return total > self.budget
 
     def _scan(self) -> list[os.DirEntry[str]]:
         try:

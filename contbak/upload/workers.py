@@ -97,6 +97,11 @@ class Workers:
                 raise result
 
     @property
+    def stopped(self) -> bool:
+        """Whether nothing is read any more: told so, or because the processes do not run."""
+        return self._stopping
+
+    @property
     def pids(self) -> list[int]:
         """The processes' ids."""
         return [hand.process.pid for hand in self._hands.values()]

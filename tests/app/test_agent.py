@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,9 @@ from contbak.app.batch import Tally, Work
 from contbak.app.config import Settings, Source, load_sources, new_source, save_source
 from contbak.app.home import Home
 from contbak.capture.journal import Gap
+from contbak.core.errors import ContbakError, StoreError, StoreFull
+from contbak.store.kv import KvDamaged
+from contbak.upload.commit import CommitWriter
 
 WHOLE = Work(gaps=(Gap(b"", 0, 0, "a test", quiet=True),))
 
@@ -73,3 +79,64 @@ def test_a_restart_reads_nothing_again(place: Place) -> None:
     time.sleep(0.05)  # the files are no longer fresh
     again = place.backup()
     assert (again.new, again.changed, again.read_files, place.said) == (0, 0, 0, [])
+
+
+def test_workers_that_cannot_be_replaced_for_a_while_come_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine short of memory or processes must not end the backups for good."""
+
+    async def no_process(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            with monkeypatch.context() as short:
+                short.setattr(asyncio, "create_subprocess_exec", no_process)
+                os.kill(agent.workers.pids[0], signal.SIGKILL)
+                while not agent.workers.stopped:
+                    await asyncio.sleep(0.01)
+                with pytest.raises(ContbakError):
+                    await agent.protect(place.source, WHOLE)
+            tally, _ = await agent.protect(place.source, WHOLE)
+            assert (tally.new, tally.failed) == (6, {})
+
+    asyncio.run(run())
+
+
+def test_damage_that_a_worker_meets_is_not_taken_for_a_fault_of_files(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> list[bool]:
+        raise KvDamaged("a row has a wrong checksum")
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            with monkeypatch.context() as broken:
+                broken.setattr(agent.known, "have", damaged)
+                with pytest.raises(StoreError):
+                    await agent.protect(place.source, WHOLE)
+                with pytest.raises(KvDamaged):  # the daemon sets the state aside then
+                    await agent.protect(place.source, WHOLE)
+
+    asyncio.run(run())
+
+
+def test_a_commit_that_cannot_be_written_leaves_no_open_pack(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CommitWriter.build
+
+    def full(writer: CommitWriter, *args: Any) -> None:
+        real(writer, *args)
+        writer._bundler._close_bundle()
+        raise StoreFull("there is no space left")
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            with monkeypatch.context() as small:
+                small.setattr(CommitWriter, "build", full)
+                for _ in range(3):
+                    with pytest.raises(StoreFull):
+                        await agent.protect(place.source, WHOLE)
+                assert list(place.home.spool.glob(".tmp-*")) == []
+            tally, _ = await agent.protect(place.source, WHOLE)
+            assert tally.new == 6
+
+    asyncio.run(run())

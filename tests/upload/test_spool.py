@@ -126,3 +126,10 @@ def test_a_synced_pack_is_there_too(spool):
         file.append([raw])
         assert file.finish(plan, sync=True) == packed.root
     spool.check(packed.root)
+
+
+def test_unfinished_packs_do_not_count_against_the_budget(spool):
+    """Else those who wait for room would wait for packs that only they can finish."""
+    with spool.writer() as file:
+        file.append([bytes(200_000)])
+        assert spool.size() == 200_000 and not spool.over_budget
