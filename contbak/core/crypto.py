@@ -220,6 +220,8 @@ class Opener:
             found = self._cache[ephemeral_public] = derive("frame encryption", pack_key)
             if len(self._cache) > self._keep:
                 self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(ephemeral_public)
         return found
 
 

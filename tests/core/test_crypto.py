@@ -251,6 +251,19 @@ def test_the_opener_keeps_some_keys():
             assert opener.open(AEGIS, mine.ephemeral_public, b"header", bytes(32), body) == secret
 
 
+def test_the_opener_forgets_the_key_that_was_not_used_for_longest():
+    opener = Opener(OWNER, keep=2)
+    packs = {name: Sealer(OWNER.writer, name * 32, AEGIS) for name in (b"1", b"2", b"3")}
+
+    def use(name):
+        body = packs[name].seal(b"header", bytes(32), name)
+        assert opener.open(AEGIS, packs[name].ephemeral_public, b"header", bytes(32), body) == name
+
+    for name in (b"1", b"2", b"1", b"3"):
+        use(name)
+    assert list(opener._cache) == [packs[b"1"].ephemeral_public, packs[b"3"].ephemeral_public]
+
+
 # -- passphrases ------------------------------------------------------------------------------------------------
 
 
