@@ -142,7 +142,7 @@ class Service:
             heads=tuple(row.head for row in heads if row.device != who.device),
             packs=packs,
             foreign=packs - totals.get(writer_of(who.device), (0, 0))[0],
-            proof=session_proof(self.identity.seed, login.nonce),
+            proof=session_proof(self.identity.seed, login),
         )
 
     def who(self, token: bytes) -> Who:

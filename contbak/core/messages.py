@@ -51,11 +51,12 @@ class Challenge(Record, frozen=True, array_like=True, forbid_unknown_fields=True
 
 
 class Login(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The device's answer to a challenge."""
+    """The device's answer to a challenge; `challenge`: 32 random bytes of its own, for the relay to sign."""
 
     vault: bytes
     device: bytes
     nonce: bytes
+    challenge: bytes
     signature: bytes
 
 
@@ -76,7 +77,7 @@ class Session(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
     head      of the device that logged in, nil if it never committed
     heads     of the vault's other devices (for witnesses)
     packs     how many sealed packs the vault has on this relay; foreign: how many of them other devices wrote
-    proof     the relay's signature over the challenge nonce
+    proof     the relay's signature over its own nonce and the device's challenge
     """
 
     token: bytes
@@ -178,45 +179,49 @@ def check_vouch(join: Join, vault: VaultId) -> None:
         raise WrongKey("the vault's key does not vouch for this device")
 
 
-def login_signature(device_seed: bytes, vault: VaultId, challenge: Challenge) -> bytes:
-    """The device's signature over a challenge, bound to the relay and the vault."""
-    return sign(device_seed, "login", vault + challenge.relay + challenge.nonce)
+def login_signature(device_seed: bytes, vault: VaultId, challenge: Challenge, own: bytes) -> bytes:
+    """The device's signature over the relay's challenge and its `own`, bound to the relay and the vault."""
+    return sign(device_seed, "login", vault + challenge.relay + challenge.nonce + own)
 
 
 def check_login(login: Login, relay: bytes) -> bool:
     """Whether the login is signed by the device it names, for this relay and vault."""
-    if len(login.vault) != VAULT_ID_LEN or len(login.device) != ID_LEN:
+    lengths = len(login.vault), len(login.device), len(login.nonce), len(login.challenge)
+    if lengths != (VAULT_ID_LEN, ID_LEN, CHALLENGE_LEN, CHALLENGE_LEN):
         return False
-    return verify(login.device, "login", login.vault + relay + login.nonce, login.signature)
+    return verify(login.device, "login", login.vault + relay + login.nonce + login.challenge, login.signature)
 
 
-def log_in(raw: bytes, device_seed: bytes, vault: VaultId, relay: bytes) -> Login:
-    """The device's answer to the challenge in `raw`.
+def log_in(raw: bytes, device_seed: bytes, vault: VaultId, relay: bytes, own: bytes) -> Login:
+    """The device's answer to the challenge in `raw`.  own: CHALLENGE_LEN fresh random bytes.
 
     Raises FormatError, and WrongKey unless the challenge names `relay`, which was pinned at pairing.
     """
     challenge = codec.decode(raw, Challenge, "the relay's challenge")
     if challenge.relay != relay or len(challenge.nonce) != CHALLENGE_LEN:
         raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
-    signature = login_signature(device_seed, vault, challenge)
-    return Login(vault, public_of(device_seed), challenge.nonce, signature)
+    signature = login_signature(device_seed, vault, challenge, own)
+    return Login(vault, public_of(device_seed), challenge.nonce, own, signature)
 
 
 def open_session(raw: bytes, login: Login, relay: bytes) -> Session:
     """The session in `raw` that `login` opened.  Raises FormatError, and WrongKey as `check_session`."""
     session = codec.decode(raw, Session, "the relay's session")
-    check_session(session, relay, login.nonce)
+    check_session(session, relay, login)
     return session
 
 
-def session_proof(relay_seed: bytes, nonce: bytes) -> bytes:
-    """The relay's proof that it holds the key that the agent pinned."""
-    return sign(relay_seed, "session", nonce)
+def session_proof(relay_seed: bytes, login: Login) -> bytes:
+    """The relay's proof that it holds, now, the key that the agent pinned."""
+    return sign(relay_seed, "session", login.nonce + login.challenge)
 
 
-def check_session(session: Session, relay: bytes, nonce: bytes) -> None:
-    """Raises WrongKey unless the session was opened by the relay that was pinned at pairing."""
-    if not verify(relay, "session", nonce, session.proof):
+def check_session(session: Session, relay: bytes, login: Login) -> None:
+    """Raises WrongKey unless the relay that was pinned at pairing opened the session for this very login.
+
+    The device's own bytes are in it, so that what a relay once said cannot be said again by somebody else.
+    """
+    if not verify(relay, "session", login.nonce + login.challenge, session.proof):
         raise WrongKey("this is not the relay that was paired: its key differs; nothing was sent")
 
 

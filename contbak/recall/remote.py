@@ -11,6 +11,7 @@ without an event loop.
 from __future__ import annotations
 
 import http.client
+import secrets
 import socket
 import ssl
 import time
@@ -31,6 +32,7 @@ from contbak.core.errors import (
 )
 from contbak.core.invite import Address, Invite
 from contbak.core.messages import (
+    CHALLENGE_LEN,
     HAVE_MAX,
     Join,
     Joined,
@@ -161,7 +163,7 @@ class RelayPlace:
     def _session(self) -> Session:
         relay = self._wire.address.relay
         challenge = self._plain("/v1/challenge", public_of(self._seed))
-        login = log_in(challenge, self._seed, self._vault, relay)
+        login = log_in(challenge, self._seed, self._vault, relay, secrets.token_bytes(CHALLENGE_LEN))
         return open_session(self._plain("/v1/session", codec.encode(login)), login, relay)
 
     def _plain(self, path: str, body: bytes) -> bytes:

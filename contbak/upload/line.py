@@ -10,6 +10,7 @@ It does not wait, try again or know what is sent: upload/uplink does.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import ssl
 
 import aiohttp
@@ -18,7 +19,7 @@ from contbak.core import codec
 from contbak.core.crypto import public_of
 from contbak.core.errors import PeerError, Unreachable, WrongKey
 from contbak.core.invite import Address
-from contbak.core.messages import Session, log_in, open_session
+from contbak.core.messages import CHALLENGE_LEN, Session, log_in, open_session
 from contbak.core.names import VaultId
 from contbak.core.problem import Problem, problem_of
 from contbak.upload.answers import ANSWER_MAX, expect
@@ -66,7 +67,7 @@ class Line:
         Raises Unreachable, WrongKey, PeerError.
         """
         challenge = expect(await self.request("POST", "/v1/challenge", public_of(seed)))
-        login = log_in(challenge, seed, vault, self.address.relay)
+        login = log_in(challenge, seed, vault, self.address.relay, secrets.token_bytes(CHALLENGE_LEN))
         session = expect(await self.request("POST", "/v1/session", codec.encode(login)))
         return open_session(session, login, self.address.relay)
 

@@ -39,7 +39,7 @@ RELAY_SEED, DEVICE_SEED = b"r" * 32, b"d" * 32
 RELAY, DEVICE = public_of(RELAY_SEED), public_of(DEVICE_SEED)
 COMMIT = CommitId(b"c" * 32)
 RECEIPT = Receipt(1, RELAY, VAULT, COMMIT, messages.RELAY, 7, 1_800_000_000_000)
-CHALLENGE = Challenge(b"n" * 32, RELAY)
+CHALLENGE, OWN = Challenge(b"n" * 32, RELAY), b"o" * 32
 
 RECORDS = [each for each in vars(messages).values() if isinstance(each, type) and hasattr(each, "__struct_fields__")]
 
@@ -145,7 +145,7 @@ def test_vouching():
 
 
 def login(**fields):
-    made = Login(VAULT, DEVICE, CHALLENGE.nonce, login_signature(DEVICE_SEED, VAULT, CHALLENGE))
+    made = Login(VAULT, DEVICE, CHALLENGE.nonce, OWN, login_signature(DEVICE_SEED, VAULT, CHALLENGE, OWN))
     return replace(made, **fields)
 
 
@@ -160,41 +160,54 @@ def test_logging_in():
         login(device=RELAY),
         login(device=DEVICE[:31]),
         login(nonce=b"m" * 32),
+        login(challenge=b"m" * 32),
+        login(nonce=CHALLENGE.nonce + OWN, challenge=b""),
         login(signature=b""),
-        login(signature=login_signature(RELAY_SEED, VAULT, CHALLENGE)),
-        login(signature=login_signature(DEVICE_SEED, other, CHALLENGE)),
-        login(signature=login_signature(DEVICE_SEED, VAULT, replace(CHALLENGE, relay=DEVICE))),
-        login(signature=sign(DEVICE_SEED, "commit", VAULT + RELAY + CHALLENGE.nonce)),
+        login(signature=login_signature(RELAY_SEED, VAULT, CHALLENGE, OWN)),
+        login(signature=login_signature(DEVICE_SEED, other, CHALLENGE, OWN)),
+        login(signature=login_signature(DEVICE_SEED, VAULT, replace(CHALLENGE, relay=DEVICE), OWN)),
+        login(signature=sign(DEVICE_SEED, "commit", VAULT + RELAY + CHALLENGE.nonce + OWN)),
     ):
         assert not check_login(each, RELAY)
     assert not check_login(login(), DeviceId(bytes(32)))
 
 
 def test_the_relay_proves_itself():
-    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, CHALLENGE.nonce))
-    check_session(session, RELAY, CHALLENGE.nonce)
-    for wrong, relay, nonce in (
-        (session, DEVICE, CHALLENGE.nonce),
-        (session, RELAY, b"m" * 32),
-        (replace(session, proof=b""), RELAY, CHALLENGE.nonce),
-        (replace(session, proof=session_proof(DEVICE_SEED, CHALLENGE.nonce)), RELAY, CHALLENGE.nonce),
-        (replace(session, proof=sign(RELAY_SEED, "receipt", CHALLENGE.nonce)), RELAY, CHALLENGE.nonce),
+    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, login()))
+    check_session(session, RELAY, login())
+    for wrong, relay, asked in (
+        (session, DEVICE, login()),
+        (session, RELAY, login(nonce=b"m" * 32)),
+        (replace(session, proof=b""), RELAY, login()),
+        (replace(session, proof=session_proof(DEVICE_SEED, login())), RELAY, login()),
+        (replace(session, proof=sign(RELAY_SEED, "receipt", CHALLENGE.nonce + OWN)), RELAY, login()),
+        (replace(session, proof=sign(RELAY_SEED, "session", CHALLENGE.nonce)), RELAY, login()),
     ):
         with pytest.raises(WrongKey, match="not the relay"):
-            check_session(wrong, relay, nonce)
+            check_session(wrong, relay, asked)
+
+
+def test_a_recorded_session_opens_nothing_again():
+    """Somebody who heard a login gives the same nonce once more; he has no key."""
+    heard = log_in(codec.encode(CHALLENGE), DEVICE_SEED, VAULT, RELAY, OWN)
+    session = codec.encode(Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, heard)))
+    assert open_session(session, heard, RELAY)
+    again = log_in(codec.encode(CHALLENGE), DEVICE_SEED, VAULT, RELAY, b"p" * 32)
+    with pytest.raises(WrongKey, match="not the relay"):
+        open_session(session, again, RELAY)
 
 
 def test_a_device_logs_in_at_the_relay_it_knows_only():
-    made = log_in(codec.encode(CHALLENGE), DEVICE_SEED, VAULT, RELAY)
+    made = log_in(codec.encode(CHALLENGE), DEVICE_SEED, VAULT, RELAY, OWN)
     assert made == login() and check_login(made, RELAY)
     for wrong in (replace(CHALLENGE, relay=DEVICE), replace(CHALLENGE, nonce=b"n" * 31)):
         with pytest.raises(WrongKey, match="nothing was sent"):
-            log_in(codec.encode(wrong), DEVICE_SEED, VAULT, RELAY)
-    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, CHALLENGE.nonce))
+            log_in(codec.encode(wrong), DEVICE_SEED, VAULT, RELAY, OWN)
+    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, made))
     assert open_session(codec.encode(session), made, RELAY) == session
     with pytest.raises(WrongKey, match="not the relay"):
         open_session(codec.encode(replace(session, proof=b"p" * 64)), made, RELAY)
-    for read in (lambda raw: log_in(raw, DEVICE_SEED, VAULT, RELAY), lambda raw: open_session(raw, made, RELAY)):
+    for read in (lambda raw: log_in(raw, DEVICE_SEED, VAULT, RELAY, OWN), lambda raw: open_session(raw, made, RELAY)):
         with pytest.raises(FormatError):
             read(b"?")
 

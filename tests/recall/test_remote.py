@@ -14,7 +14,7 @@ import pytest
 from contbak.core import codec, invite
 from contbak.core.errors import FormatError, NotFound, PeerError, Refused, Unreachable, UsageError, WrongKey
 from contbak.core.invite import Address
-from contbak.core.messages import Challenge, Session, session_proof
+from contbak.core.messages import Challenge, Login, Session, session_proof
 from contbak.core.timespec import Latest
 from contbak.recall import remote
 from contbak.recall.check import check
@@ -131,7 +131,10 @@ def test_what_is_no_place(tmp_path, seed):
 
 
 class Liar:
-    """An HTTP server on a unix socket that answers by a table: path to replies, the last one again and again."""
+    """An HTTP server on a unix socket that answers by a table: path to replies, the last one again and again.
+
+    A reply may be made from the request by a function.
+    """
 
     def __init__(self, path, replies):
         self.seen = []
@@ -144,10 +147,11 @@ class Liar:
                 return "socket"
 
             def answer(self):
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 liar.seen.append(self.path)
                 known = replies.get(self.path.partition("?")[0], [(404, b"{}")])
                 status, body = known.pop(0) if len(known) > 1 else known[0]
+                body = body(asked) if callable(body) else body
                 if status == 0:
                     self.close_connection = True
                     return
@@ -181,6 +185,16 @@ class Liar:
 RELAY_SEED = b"r" * 32
 
 
+def opened(raw):
+    """The session that the relay opens for the login in `raw`."""
+    login = codec.decode(raw, Login, "login")
+    return codec.encode(Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, login)))
+
+
+RECORDED = opened(codec.encode(Login(b"v" * 16, b"d" * 32, b"n" * 32, b"another time".ljust(32), b"")))
+"""What the relay said to another login that had the same nonce."""
+
+
 @pytest.fixture
 def lying(tmp_path, monkeypatch, seed):
     """Makes a place at a server with these replies, logged in already."""
@@ -188,13 +202,12 @@ def lying(tmp_path, monkeypatch, seed):
     keys = VaultMaker(tmp_path / "store", seed).keys
     public = remote.public_of(RELAY_SEED)
     nonce = b"n" * 32
-    session = Session(b"t" * 32, 60, None, (), 0, 0, session_proof(RELAY_SEED, nonce))
     made = []
 
     def make(**replies):
         table = {f"/v1/{name}": answers for name, answers in replies.items()}
         table.setdefault("/v1/challenge", [(200, codec.encode(Challenge(nonce, public)))])
-        table.setdefault("/v1/session", [(200, codec.encode(session))])
+        table.setdefault("/v1/session", [(200, opened)])
         liar = Liar(tmp_path / f"liar{len(made)}", table)
         place = RelayPlace(Address(public, socket=str(tmp_path / f"liar{len(made)}")), keys.writer.vault, SEED)
         made.append((liar, place))
@@ -249,6 +262,7 @@ def test_a_token_that_ran_out_is_renewed_once(lying):
         ({"commits": [(403, json.dumps({"type": "denied", "detail": "disabled"}).encode())]}, Refused),
         ({"challenge": [(200, codec.encode(Challenge(b"n" * 32, b"k" * 32)))]}, WrongKey),
         ({"session": [(200, codec.encode(Session(b"t" * 32, 60, None, (), 0, 0, b"p" * 64)))]}, WrongKey),
+        ({"session": [(200, RECORDED)]}, WrongKey),
     ],
 )
 def test_a_relay_that_lies_is_an_error_of_ours(lying, replies, error):

@@ -172,15 +172,17 @@ class Peer:
     async def login_body(self, **changes):
         _, raw = await self.call("POST", "/v1/challenge", self.device.id, expect=200)
         challenge = codec.decode(raw, messages.Challenge, "challenge")
-        signature = messages.login_signature(self.device.seed, self.device.vault, challenge)
-        facts = {"vault": self.device.vault, "device": self.device.id, "nonce": challenge.nonce, "signature": signature}
-        return challenge, codec.encode(messages.Login(**{**facts, **changes}))
+        own = self.device.random.randbytes(32)
+        signature = messages.login_signature(self.device.seed, self.device.vault, challenge, own)
+        facts = {"vault": self.device.vault, "device": self.device.id, "nonce": challenge.nonce, "challenge": own}
+        return challenge, codec.encode(messages.Login(**{**facts, "signature": signature, **changes}))
 
     async def login(self):
-        challenge, body = await self.login_body()
+        _, body = await self.login_body()
         _, raw = await self.call("POST", "/v1/session", body, expect=200)
         self.session = codec.decode(raw, messages.Session, "session")
-        messages.check_session(self.session, self.invite.address.relay, challenge.nonce)
+        login = codec.decode(body, messages.Login, "login")
+        messages.check_session(self.session, self.invite.address.relay, login)
         self.token = self.session.token
         return self.session
 

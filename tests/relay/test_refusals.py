@@ -95,11 +95,15 @@ def test_a_challenge_is_good_once(relay, device):
             await peer.refused("POST", "/v1/session", 401, "token", body)
             _, body = await peer.login_body(nonce=b"")
             await peer.refused("POST", "/v1/session", 401, "token", body)
+            _, body = await peer.login_body(challenge=bytes(32))
+            await peer.refused("POST", "/v1/session", 403, "denied", body)
+            _, body = await peer.login_body(challenge=b"")
+            await peer.refused("POST", "/v1/session", 403, "denied", body)
             _, body = await peer.login_body(vault=other.vault)
             await peer.refused("POST", "/v1/session", 403, "denied", body)
             # a challenge for one device answered by another
-            signature = messages.login_signature(other.seed, device.vault, challenge)
-            body = codec.encode(messages.Login(device.vault, other.id, challenge.nonce, signature))
+            signature = messages.login_signature(other.seed, device.vault, challenge, bytes(32))
+            body = codec.encode(messages.Login(device.vault, other.id, challenge.nonce, bytes(32), signature))
             await peer.refused("POST", "/v1/session", 401, "token", body)
             await peer.refused("POST", "/v1/challenge", 400, "malformed", b"short")
             await peer.refused("POST", "/v1/challenge", 413, "too-large", b"x" * 33)
@@ -527,8 +531,8 @@ def test_signatures_are_bound_to_their_purpose(relay, device):
     async def go():
         async with joined(relay, device) as peer:
             challenge, _ = await peer.login_body()
-            signature = sign(device.seed, "commit", device.vault + challenge.relay + challenge.nonce)
-            body = codec.encode(messages.Login(device.vault, device.id, challenge.nonce, signature))
+            signature = sign(device.seed, "commit", device.vault + challenge.relay + challenge.nonce + bytes(32))
+            body = codec.encode(messages.Login(device.vault, device.id, challenge.nonce, bytes(32), signature))
             await peer.refused("POST", "/v1/session", 403, "denied", body)
             assert derive("relay challenge", b"") != challenge.nonce
 

@@ -1,5 +1,6 @@
 """The parts of the relay that need no process: settings, registry, sessions, closure, pack files, arrivals."""
 
+import os
 import random
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,8 +134,9 @@ def test_a_damaged_device_is_set_aside_and_not_let_in(tmp_path, device):
 
 
 def login_of(device, challenge):
-    signature = messages.login_signature(device.seed, device.vault, challenge)
-    return messages.Login(device.vault, device.id, challenge.nonce, signature)
+    own = os.urandom(32)
+    signature = messages.login_signature(device.seed, device.vault, challenge, own)
+    return messages.Login(device.vault, device.id, challenge.nonce, own, signature)
 
 
 def test_sessions_run_out(tmp_path, device):
