@@ -54,8 +54,7 @@ class Lookout:
         """Protects one more source: everything in it is in doubt first."""
         self.sources[source.name] = source
         self._debouncers[source.name] = Debouncer(self._agent.settings.settle_s, self._agent.settings.max_wait_s)
-        state = await self._agent.run(lambda: self._agent.ledger.state(source.source_id))
-        await self.open_gap(source, b"", gaps.DOWNTIME, quiet=state.complete)
+        await self.open_gap(source, b"", gaps.DOWNTIME)
         ready = self._watcher.watch(source.name, source.top, prune_of(self._agent.home, source))
         self._keep(self._note_armed(source.name, ready.wait))
 

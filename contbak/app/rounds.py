@@ -171,7 +171,8 @@ async def follow(request: Request, wait: str, agent: Agent) -> AsyncIterator[Mes
             yield progress(agent)
             line = agent.uplink.status()
             lost_since = None if line.reachable else lost_since or time.monotonic()
-            if wait != "local" and lost_since is not None and time.monotonic() - lost_since > PATIENCE_S:
+            waited = lost_since is not None and time.monotonic() - lost_since > PATIENCE_S
+            if waited and (wait != "local" or not request.local.is_set()):  # a commit before this one is stuck
                 raise Unreachable(
                     f"the relay is out of reach ({line.error}); what changed is queued here and goes out by itself"
                 )

@@ -93,14 +93,15 @@ def _source(
     waiting, age = unsettled
     count += waiting
     since += [] if age is None else [age]
-    state = ledger.state(id_)
+    state, pending = ledger.state(id_), ledger.pending()
+    sent = [(now - pending.since_ms) / 1000] if pending is not None and pending.source == id_ else []
     return {
         "name": source.name,
         **shown(source.top),
         "pending_changes": count,
         "oldest_unprotected_s": {
             "local": _oldest(since, uncovered_ms, now),
-            "relay": _oldest(since, oldest_ms, now),
+            "relay": _oldest(since + sent, oldest_ms, now),
             "cloud": None,
         },
         "gaps": [
