@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from contbak.capture.attributes import fingerprint, stat_entry, with_fields
 from contbak.capture.identity import Identities, Key
+from contbak.capture.links import Links
 from contbak.capture.listing import MARKERS, listed, marker_in
 from contbak.capture.proofs import Proof, Proofs
 from contbak.core.errors import SourceError, Vanished
@@ -77,9 +78,8 @@ class Scan:
         self._ways: dict[bytes, tuple[bytes, bytes | None]] = {}
         self._ways_as_of = 0
         self._asked: dict[bytes, tuple[bytes, bytes]] = {}
+        self._links = Links(proofs, self._identities)
         self.counts = Counts()
-        self.links_wanted = False
-        """A file has names that nobody told of: a scan of the whole source finds them."""
         self._check_top()
 
     def look(self, path: bytes, subtree: bool = False, forced: bool = False) -> Found:
@@ -95,14 +95,23 @@ class Scan:
             parent, _, name = path.rpartition(b"/")
         if not path:
             yield from self._look_at_top(subtree)
+            self._links.forget()
             return
         way = yield from self._enter(parent)
         if way is None:
             return
         dir_id, marker = way
-        inode = yield from self._look_at((dir_id, name), path, marker, (subtree, forced))
-        if inode:
-            yield from self._look_at_other_names(inode, (dir_id, name))
+        yield from self._look_at((dir_id, name), path, marker, (subtree, forced))
+        for key, other in self._links.others():
+            way = yield from self._enter(other.rpartition(b"/")[0])
+            if way is not None and way[0] == key[0]:
+                yield from self._look_at(key, other, way[1], (False, False))
+        self._links.forget()
+
+    @property
+    def links_wanted(self) -> bool:
+        """A file has names that nobody told of: a scan of the whole source finds them."""
+        return self._links.wanted
 
     def finish(self) -> None:
         """Stages as gone what was not found again.  Once, after the last `look`."""
@@ -197,21 +206,10 @@ class Scan:
 
     # -- one name ---------------------------------------------------------------------------------------------
 
-    def _look_at(
-        self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, bool]
-    ) -> Generator[Read | Trouble, None, int]:
-        """Returns the inode number of a changed file that has, or had, other names; else 0."""
+    def _look_at(self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, bool]) -> Found:
         st = yield from self._stat(path)
-        if isinstance(st, Trouble):
-            return 0
-        before = self._proofs.find(*key)
-        yield from self._compare(key, path, st, marker, how)
-        if st is None or not stat.S_ISREG(st.st_mode) or (before and before.fingerprint == fingerprint(st)):
-            return 0
-        had = before.mark.links if before is not None else 0
-        if st.st_nlink > 1 and st.st_nlink != had:
-            self._count_names(st, key)
-        return st.st_ino if max(st.st_nlink, had) > 1 else 0
+        if not isinstance(st, Trouble):
+            yield from self._compare(key, path, st, marker, how)
 
     def _compare(
         self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: tuple[bool, bool]
@@ -238,6 +236,7 @@ class Scan:
         if proof is not None and proof.directory:
             self._identities.detach(proof.directory)
         if stat.S_ISREG(st.st_mode):
+            self._links.note(key, st, proof)
             if forced or self._asked.get(path) != (
                 key[0],
                 now,
@@ -267,25 +266,6 @@ class Scan:
             self._identities.miss(key, proof.directory)
         else:
             self._proofs.stage_gone(*key)
-
-    # -- files with several names -----------------------------------------------------------------------------
-
-    def _look_at_other_names(self, inode: int, but: Key) -> Found:
-        """They changed as well, and no event says so."""
-        for key in self._proofs.names_of(inode):
-            path = self._identities.path_of(key) if key != but else None
-            if path is not None:
-                way = yield from self._enter(path.rpartition(b"/")[0])
-                if way is not None and way[0] == key[0]:
-                    yield from self._look_at(key, path, way[1], (False, False))
-
-    def _count_names(self, st: os.stat_result, key: Key) -> None:
-        count = 1
-        for other in self._proofs.names_of(st.st_ino):
-            path = self._identities.path_of(other) if other != key else None
-            count += path is not None and self._identities.is_at(path, st)
-        if count < st.st_nlink:
-            self.links_wanted = True
 
     # -- directories ------------------------------------------------------------------------------------------
 

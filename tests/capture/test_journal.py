@@ -63,10 +63,12 @@ def test_what_fails_to_settle_is_undone_with_its_transaction(journal: Journal, k
     assert len(journal.changes(ONE, 10)) == 1
 
 
-def test_a_failed_change_keeps_its_tries(journal: Journal) -> None:
-    """Known weakness or not, this is what the callers rely on: tries are those of the row."""
-    journal.add(ONE, [Change(b"a", 0, 5, True, 3)])
-    assert journal.changes(ONE, 1)[0].tries == 3
+def test_tries_are_those_of_the_newest(journal: Journal) -> None:
+    for tries in (0, 1, 2):
+        journal.add(ONE, [Change(b"a", 0, 5, True, tries)])
+        assert journal.changes(ONE, 1)[0].tries == tries
+    journal.add(ONE, [change(b"a")])  # an event: it is looked at again at once
+    assert journal.changes(ONE, 1)[0].tries == 0
 
 
 def test_count_leaves_out_what_is_told_elsewhere(journal: Journal) -> None:
