@@ -97,7 +97,7 @@ class Daemon:
             asyncio.create_task(work)
             for work in (
                 self._rounds.work(), self._lookout.settle(), self._lookout.watch_clocks(), self._lookout.rescan(),
-                self._lookout.revive(),
+                self._lookout.revive(), self._lookout.fault(),
             )
         ]  # fmt: skip
         stop = asyncio.create_task(self._stop.wait())

@@ -18,8 +18,12 @@ from contbak.capture import gaps
 from contbak.capture.journal import Change, Gap
 from contbak.capture.watcher import Changed, Notice, Watcher
 from contbak.core.debounce import Debouncer
+from contbak.core.errors import StoreError
+from contbak.store.kv import KvDamaged
 
 CLOCK_CHECK_S = 5.0
+LATER_S = 1.0
+"""Between two attempts to write down what could not be written (the disk is full, say)."""
 RESCAN = "routine scan of everything"
 
 
@@ -35,8 +39,10 @@ class Lookout:
         self._gone: set[str] = set()
         self._appeared: set[bytes] = set()
         self._stirred = asyncio.Event()
+        self._in_hand: dict[str, list[Change]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self._fault: asyncio.Future[None] = self._loop.create_future()
         self._watcher = Watcher(self._from_watcher)
 
     def start(self) -> None:
@@ -54,7 +60,7 @@ class Lookout:
         """Protects one more source: everything in it is in doubt first."""
         self.sources[source.name] = source
         self._debouncers[source.name] = Debouncer(self._agent.settings.settle_s, self._agent.settings.max_wait_s)
-        await self.open_gap(source, b"", gaps.DOWNTIME)
+        await self.doubt(source, b"", gaps.DOWNTIME)
         ready = self._watcher.watch(source.name, source.top, prune_of(self._agent.home, source))
         self._keep(self._note_armed(source.name, ready.wait))
 
@@ -72,15 +78,41 @@ class Lookout:
 
     def unsettled(self, name: str) -> tuple[int, float | None]:
         """(paths that have not settled yet, seconds since the first event of the oldest)."""
-        debouncer = self._debouncers[name]
+        debouncer, in_hand = self._debouncers[name], self._in_hand.get(name, [])
         oldest = debouncer.oldest()
-        return debouncer.pending(), None if oldest is None else time.monotonic() - oldest
+        ages = [] if oldest is None else [time.monotonic() - oldest]
+        ages += [time.time() - change.since_ms / 1000 for change in in_hand]
+        return debouncer.pending() + len(in_hand), max(ages, default=None)
 
     async def open_gap(self, source: Source, path: bytes, reason: str, quiet: bool = False) -> None:
         """A place where events may have been lost, from now until it was scanned."""
         gap = Gap(path, 0, int(time.time() * 1000), reason, quiet)
         await self._agent.run(lambda: self._agent.journal.open_gap(source.source_id, gap))
         self._wake()
+
+    async def doubt(self, source: Source, path: bytes, reason: str, quiet: bool = False) -> None:
+        """As `open_gap`; if it cannot be written down now (the disk is full) it is later, for it must not be lost."""
+        try:
+            await self.open_gap(source, path, reason, quiet)
+        except KvDamaged:
+            raise
+        except StoreError as error:
+            self._agent.alarm(f"{source.name}: what is to be looked at cannot be noted yet: {error}")
+            self._keep(self._later(lambda: self.open_gap(source, path, reason, quiet)))
+
+    async def _later(self, write: Callable[[], Coroutine[None, None, None]]) -> None:
+        while True:
+            await asyncio.sleep(LATER_S)
+            try:
+                return await write()
+            except KvDamaged:
+                raise
+            except StoreError:
+                continue
+
+    async def fault(self) -> None:
+        """For ever; raises what a task came to grief of that nobody waits for."""
+        await asyncio.shield(self._fault)
 
     # -- tasks of the daemon --------------------------------------------------------------------------------------
 
@@ -107,7 +139,7 @@ class Lookout:
                 await self._agent.uplink.reset()
             if reason is not None:
                 for source in list(self.sources.values()):
-                    await self.open_gap(source, b"", reason)
+                    await self.doubt(source, b"", reason)
 
     async def revive(self) -> None:
         """For ever: a source that was gone (unmounted, renamed) is watched again when it is back."""
@@ -124,7 +156,7 @@ class Lookout:
         while True:
             await asyncio.sleep(self._agent.settings.rescan_s * random.uniform(0.9, 1.1))
             for source in list(self.sources.values()):
-                await self.open_gap(source, b"", RESCAN, quiet=True)
+                await self.doubt(source, b"", RESCAN, quiet=True)
 
     # -- from the watcher -----------------------------------------------------------------------------------------
 
@@ -145,7 +177,7 @@ class Lookout:
         else:
             if notice.reason in (gaps.GONE, gaps.UNMOUNTED):
                 self._gone.add(source.name)
-            self._keep(self.open_gap(source, path, notice.reason))
+            self._keep(self.doubt(source, path, notice.reason))
 
     async def _journal(self, source: Source, settled: list[tuple[bytes, float, bool]]) -> None:
         offset = time.time() - time.monotonic()
@@ -155,6 +187,17 @@ class Lookout:
             appeared = absolute in self._appeared
             self._appeared.discard(absolute)
             changes.append(Change(path, 0, int((since + offset) * 1000), subtree or appeared))
+        try:
+            await self._write_changes(source, changes)
+        except KvDamaged:
+            raise
+        except StoreError as error:
+            self._agent.alarm(f"{source.name}: {len(changes)} changes cannot be noted yet: {error}")
+            self._in_hand[source.name] = changes
+            await self._later(lambda: self._write_changes(source, changes))
+            self._in_hand.pop(source.name, None)
+
+    async def _write_changes(self, source: Source, changes: list[Change]) -> None:
         await self._agent.run(lambda: self._agent.journal.add(source.source_id, changes))
         self._wake()
 
@@ -167,7 +210,13 @@ class Lookout:
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._fault.done():
+            self._fault.set_exception(error)
 
 
 def relative(top: bytes, path: bytes) -> bytes:
