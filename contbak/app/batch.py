@@ -18,7 +18,7 @@ from contbak.app.config import Source
 from contbak.capture.journal import Change, Gap
 from contbak.capture.proofs import Proof, Proofs, void
 from contbak.capture.scan import Read, Scan, Trouble
-from contbak.core.errors import ContbakError, SourceError, StoreError, Unsettled, Vanished
+from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished
 from contbak.upload.jobs import Done, Failed
 from contbak.upload.workers import Workers
 
@@ -162,7 +162,10 @@ class Batch:
             entry, fingerprint = done.entry, done.fingerprint
             if done.torn or asked_ns - max(entry.mtime, entry.ctime) < _RACY_NS:
                 fingerprint = void(fingerprint)
-            self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
+            try:
+                self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
+            except FormatError as error:
+                self.tally.failed[found.path] = f"it cannot be kept ({error})"
             self.tally.read_files += 1
             self.tally.read_bytes += done.length
             self.tally.new_bytes += done.new_bytes

@@ -35,6 +35,9 @@ _GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ELOOP, errno
 _SKIPPED = (b"trusted.SGI_ACL_", b"user.contbak.")
 """XFS shows root every ACL a second time under the first; the second is our own mark-up."""
 
+XATTRS_MAX = 1 << 20
+"""Bytes of all names and values of one entry: they travel in the tree, which is no place for more."""
+
 _HAS_XATTRS = hasattr(os, "listxattr")
 _TIME_MAX = (1 << 63) - 1
 _WORD = (1 << 64) - 1
@@ -125,7 +128,10 @@ def link_id(st: os.stat_result) -> bytes:
 
 
 def read_xattrs(path: bytes | int, dir_fd: int | None = None) -> tuple[tuple[bytes, bytes], ...]:
-    """The sorted (name, value) pairs of all extended attributes that may be read; () where there are none."""
+    """The sorted (name, value) pairs of all extended attributes that may be read; () where there are none.
+
+    Raises OSError, E2BIG if they take more than XATTRS_MAX bytes.
+    """
     if not _HAS_XATTRS:
         return ()
     if dir_fd is not None and isinstance(path, bytes) and not path.startswith(b"/"):
@@ -138,12 +144,16 @@ def read_xattrs(path: bytes | int, dir_fd: int | None = None) -> tuple[tuple[byt
             return ()
         raise
     pairs = []
+    size = 0
     for name in map(os.fsencode, names):
         if name.startswith(_SKIPPED):
             continue
         value = _xattr(path, name, follow)
         if value is not None:
             pairs.append((name, value))
+            size += len(name) + len(value)
+        if size > XATTRS_MAX:
+            raise OSError(errno.E2BIG, f"its extended attributes take more than {XATTRS_MAX >> 10} KiB")
     return tuple(sorted(pairs))
 
 

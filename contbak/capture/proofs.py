@@ -25,6 +25,7 @@ from contbak.capture.whereabouts import Mark
 from contbak.core import codec
 from contbak.core.entry import Entry
 from contbak.core.names import DIR_ID_LEN, SOURCE_ID_LEN, TOP_DIR, DirId, SourceId
+from contbak.core.node import Key, check_entry
 from contbak.store.kv import Kv, Reader, Writer
 
 TABLES = ("clean", "staged", "placed", *whereabouts.TABLES)
@@ -203,11 +204,15 @@ class Proofs:
     # -- staging ----------------------------------------------------------------------------------------------
 
     def stage(self, dir_id: bytes, name: bytes, proof: Proof, entry: Entry) -> None:
-        """The next commit will hold `entry`."""
+        """The next commit will hold `entry`.  Raises FormatError, and has not taken it, if no tree may hold it.
+
+        That is found out here, one by one: later it would be the end of the whole commit.
+        """
+        raw = checked((dir_id, name), entry)
         mark = proof.mark
         if mark.directory:
             self._placed[mark.directory] = whereabouts.number(mark.inode) + dir_id + name
-        self._stage(dir_id, name, _pack_staged(proof, codec.encode(entry)))
+        self._stage(dir_id, name, _pack_staged(proof, raw))
 
     def stage_gone(self, dir_id: bytes, name: bytes) -> None:
         """The next commit will not hold this name."""
@@ -316,6 +321,12 @@ class Proofs:
         self._staged.clear()
         self._placed.clear()
         self._waiting = 0
+
+
+def checked(key: Key, entry: Entry) -> bytes:
+    """`entry` encoded.  Raises FormatError if no tree may hold it under `key`."""
+    check_entry(key, entry)
+    return codec.encode(entry)
 
 
 def void(fingerprint: bytes) -> bytes:

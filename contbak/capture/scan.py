@@ -23,8 +23,9 @@ from contbak.capture.attributes import fingerprint, stat_entry, with_fields
 from contbak.capture.identity import Identities, Key
 from contbak.capture.links import Links
 from contbak.capture.listing import MARKERS, listed, marker_in
-from contbak.capture.proofs import Proof, Proofs
-from contbak.core.errors import SourceError, Vanished
+from contbak.capture.proofs import Proof, Proofs, checked
+from contbak.core.entry import DIRECTORY, Entry
+from contbak.core.errors import FormatError, SourceError, Vanished
 from contbak.core.names import TOP_DIR
 
 Prune = Callable[[bytes, bool], bool]
@@ -246,14 +247,25 @@ class Scan:
                 self._asked[path] = key[0], now
                 yield Read(path, *key, st.st_size, proof is not None)
             return
+        entry = yield from self._entry(key, path, st)
+        if entry is not None:
+            self._proofs.stage(*key, Proof(now), entry)
+
+    def _entry(self, key: Key, path: bytes, st: os.stat_result) -> Generator[Trouble, None, Entry | None]:
+        """The entry of what is no regular file (a directory's id is still to be filled in); None: leave it."""
         try:
             entry = stat_entry(self._absolute(path), st)
+            entry = with_fields(entry, dir=TOP_DIR) if entry.kind == DIRECTORY else entry
+            checked(key, entry)
         except Vanished:
-            return
+            return None
         except SourceError as error:
             yield Trouble(path, error.reason)
-            return
-        self._proofs.stage(*key, Proof(now), entry)
+            return None
+        except FormatError as error:
+            yield Trouble(path, f"it cannot be kept ({error})")
+            return None
+        return entry
 
     def _gone(self, key: Key) -> None:
         proof = self._proofs.find(*key)
@@ -279,12 +291,8 @@ class Scan:
         now = self._identities.fingerprint(st)
         entry = None
         if proof is None or not proof.directory or proof.fingerprint != now:
-            try:
-                entry = stat_entry(self._absolute(path), st)
-            except Vanished:
-                return None, False
-            except SourceError as error:
-                yield Trouble(path, error.reason)
+            entry = yield from self._entry(key, path, st)
+            if entry is None:
                 return None, False
         own, fresh = (TOP_DIR, False) if not path else self._identities.identify(key, path, st, proof)
         if entry is None:

@@ -244,7 +244,10 @@ class Worker:
                     self._report_packs(self._packs[kind].add(Chunk(chunk.id, payload, chunk.refs), kind))
         results, self._results = self._results, []
         for file, result, content in results:
-            self._pipe.say(_read_report(file, result, content))
+            try:
+                self._pipe.say(_read_report(file, result, content))
+            except FormatError as error:  # one file of impossible facts is no reason to end
+                self._pipe.say(orders.Unread(file.job.number, "source", f"it cannot be kept ({error})"))
         if self._close is not None:
             close, self._close = self._close, None
             self._close_packs(close)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contbak.capture import attributes, sqlite, window
 from contbak.capture import reader as module
-from contbak.capture import sqlite, window
 from contbak.capture.attributes import (
     fingerprint,
     fingerprint_of_directory,
@@ -521,6 +521,22 @@ def test_xattrs_are_raw_and_sorted(tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
     assert read_xattrs(b"file", folder) == result.entry.xattrs
     os.close(folder)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_more_xattrs_than_the_tree_takes_are_an_error_with_a_reason(tmp_path, monkeypatch, kind):
+    path = tmp_path / kind
+    path.mkdir() if kind == "folder" else path.write_bytes(b"x")
+    try:
+        for name in (b"user.a", b"user.b"):
+            os.setxattr(path, name, b"x" * 506)
+    except OSError:
+        pytest.skip("no extended attributes here")
+    monkeypatch.setattr(attributes, "XATTRS_MAX", 1024)
+    assert len(read_xattrs(os.fsencode(path))) == 2
+    monkeypatch.setattr(attributes, "XATTRS_MAX", 1023)
+    with pytest.raises(SourceError, match="extended attributes take more than"):
+        stat_entry(os.fsencode(path), os.lstat(path))
 
 
 def test_names_of_one_file_share_a_link_id(tmp_path):
