@@ -29,7 +29,8 @@ def copy_real(into: Path) -> None:
     into.mkdir()
     for place, wanted in REAL:
         for folder in sorted(Path(place).iterdir()):
-            if wanted > 0 and folder.is_dir() and not folder.is_symlink() and folder.name != "site-packages":
+            skip = folder.name.startswith(("__", "config-", "site-packages"))
+            if wanted > 0 and not skip and folder.is_dir() and not folder.is_symlink():
                 there = into / folder.name
                 with suppress(shutil.Error):  # what this user may not read
                     shutil.copytree(
@@ -134,6 +135,7 @@ def look_at_history(world: World, moments: Moments) -> None:
     for id_, copy in ((first, was), (moments.kept[1][0], edited)):
         assert world.raw("dump", str(path), "--at", id_) == (copy / inside).read_bytes()
     found = world.lines("versions", str(path))
+    assert {one["path"] for one in found} == {str(path)}
     assert len(found) == 3 and not any(one["deleted"] for one in found)  # as it was, edited, chmod
     assert found[0]["size"] == (edited / inside).stat().st_size
     gone = next(p for p in sorted(was.rglob("*.py")) if not (moments.kept[-1][1] / p.relative_to(was)).exists())

@@ -37,6 +37,8 @@ class World:
         } | settings  # fmt: skip
         self.daemon: subprocess.Popen[bytes] | None = None
         self.log = top / "daemon.log"
+        self.prefix: tuple[str, ...] = ()
+        """Put before each command."""
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -48,7 +50,7 @@ class World:
         """Standard output, as it is."""
         module = {"contbak": "contbak.app.cli", "contbak-relay": "relay.cli"}[program]
         done = subprocess.run(
-            [sys.executable, "-m", module, *words], env=self.env, input=data, capture_output=True, cwd=self.top,
+            [*self.prefix, sys.executable, "-m", module, *words], env=self.env, input=data, capture_output=True, cwd=self.top,
             timeout=600, check=False,
         )  # fmt: skip
         self.err = done.stderr.decode(errors="replace")
@@ -80,7 +82,7 @@ class World:
         """Starts the daemon and waits until it answers."""
         with open(self.log, "ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "contbak.app.cli", "run"], env=self.env, cwd=self.top,
+                [*self.prefix, sys.executable, "-m", "contbak.app.cli", "run"], env=self.env, cwd=self.top,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.until(self.answers)
