@@ -188,6 +188,12 @@ class Index:
             raw = rows.get("meta", b"position")
             return 0 if raw is None else int(_POSITION.unpack(raw)[0])
 
+    def at(self, position: int) -> CommitId | None:
+        """The commit that was accepted at this position."""
+        with self._kv.read() as rows:
+            raw = rows.get("order", _POSITION.pack(position))
+            return None if raw is None else CommitId(raw)
+
     def commits(self) -> set[CommitId]:
         return {CommitId(key) for key, _ in self._kv.scan("commits")}
 

@@ -18,7 +18,7 @@ from contbak.core.commit import Signed
 from contbak.core.errors import AlreadyExists, FormatError, NotFound, StoreError
 from contbak.core.messages import Place
 from contbak.core.names import ID_LEN, CommitId, PackId, VaultId, from_hex
-from contbak.store.posix import PosixStore
+from contbak.store.posix import PosixStore, sync_directory
 from relay.closure import Closure
 from relay.index import CommitRow, Index
 from relay.intake import commit_name, order_name, order_note, parse_order
@@ -57,6 +57,7 @@ class Reconciler:
         self._vault = vault
         self._stores = stores
         self._open_index = open_index
+        self._synced: set[Path] = set()
         self.findings = Findings()
 
     def run(self) -> Index:
@@ -116,6 +117,7 @@ class Reconciler:
                 contents = self._contents(root, place)
                 if contents is not None:
                     batch.append((root, contents))
+                    self._sync(place.store.path_of(place.name).parent)
             index.add_packs(batch)
             self.findings.packs_added += len(batch)
 
@@ -153,7 +155,8 @@ class Reconciler:
             return
         order = self._order()
         last = max([index.last_position(), *(position for position, _ in order.values())])
-        noted, unnoted = [], []
+        noted: dict[int, CommitRow] = {}
+        unnoted = []
         for id_, place in records:
             path = place.store.path_of(place.name)
             try:
@@ -161,17 +164,22 @@ class Reconciler:
             except (FormatError, NotFound) as error:
                 self._set_aside(path, place.store, str(error))
                 continue
-            if id_ in order:
-                noted.append(_row(signed, *order[id_]))
+            position, received_ms = order.get(id_, (0, int(path.stat().st_mtime * 1000)))
+            row = _row(signed, position, received_ms)
+            # A store that was away comes back with positions that were given again meanwhile.
+            if position and position not in noted and index.at(position) is None:
+                noted[position] = row
             else:
-                unnoted.append(_row(signed, 0, int(path.stat().st_mtime * 1000)))
+                unnoted.append(row)
+            self._sync(path.parent)
         for row in sorted(unnoted, key=lambda row: (row.received_ms, row.sequence)):
             last += 1
             self._put(order_name(self._vault, last), order_note(row.id, row.received_ms))
-            noted.append(replace(row, position=last))
-        for start in range(0, len(noted), _COMMITS_AT_ONCE):
-            index.add_commits(noted[start : start + _COMMITS_AT_ONCE])
-        self.findings.commits_added += len(noted)
+            noted[last] = replace(row, position=last)
+        rows = list(noted.values())
+        for start in range(0, len(rows), _COMMITS_AT_ONCE):
+            index.add_commits(rows[start : start + _COMMITS_AT_ONCE])
+        self.findings.commits_added += len(rows)
 
     def _decode(self, id_: CommitId, place: _OnDisk) -> Signed:
         signed = commits.decode(place.store.get(place.name))
@@ -182,6 +190,7 @@ class Reconciler:
         return signed
 
     def _order(self) -> dict[CommitId, tuple[int, int]]:
+        """(position, received_ms) of each commit that has a note; of several notes, the last position that it got."""
         found: dict[CommitId, tuple[int, int]] = {}
         for name, _, store in self._stores.objects(f"{self._vault.hex()}/order/"):
             try:
@@ -190,7 +199,7 @@ class Reconciler:
             except FormatError as error:
                 self._set_aside(store.path_of(name), store, str(error))
                 continue
-            found.setdefault(commit, (position, received_ms))
+            found[commit] = max(found.get(commit, (0, 0)), (position, received_ms))
         return found
 
     def _revive_commits(self, index: Index) -> None:
@@ -231,6 +240,13 @@ class Reconciler:
         except AlreadyExists:
             if self._stores.get(name) != data:
                 raise StoreError(f"{name} is there with other content") from None
+
+    def _sync(self, folder: Path) -> None:
+        """Whoever made the files in it may have been killed before their names were durable: the index must not
+        promise them before."""
+        if folder not in self._synced:
+            sync_directory(folder)
+            self._synced.add(folder)
 
     # -- damage
 
