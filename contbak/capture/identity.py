@@ -8,6 +8,7 @@ staged as gone before `finish`, when all places were looked at.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from contbak.capture.attributes import fingerprint_of_directory
 from contbak.capture.proofs import Proof, Proofs
@@ -67,8 +68,8 @@ class Identities:
         self._missing[key] = dir_id
         self.changes += 1
 
-    def finish(self) -> None:
-        """Stages as gone the directories that were not found again, with all that was in them."""
+    def finish(self, lost: Callable[[Key, Proof], None]) -> None:
+        """Stages as gone the directories that were not found again, with all that was in them: `lost` is told."""
         for key, dir_id in self._missing.items():
             proof = self._proofs.find(*key)
             if proof is not None and proof.directory == dir_id:
@@ -81,6 +82,7 @@ class Identities:
                 continue
             for name, proof in self._proofs.children(dir_id).items():
                 self._proofs.stage_gone(dir_id, name)
+                lost((dir_id, name), proof)
                 if proof.directory:
                     queue.append(proof.directory)
         self._missing.clear()
@@ -98,14 +100,14 @@ class Identities:
             names.append(name)
         return b"/".join(reversed(names))
 
-    def is_at(self, path: bytes, st: os.stat_result) -> bool:
-        """Whether the file or directory of `st` is (also) at `path`."""
+    def is_at(self, path: bytes, inode: int) -> bool:
+        """Whether the file or directory with this inode number is (also) at `path`."""
         try:
             there = os.lstat(os.path.join(self._top, path))
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino)
+        return (there.st_dev, there.st_ino) == (self._device, inode)
 
     def _is_in_place(self, before: Key, st: os.stat_result) -> bool:
         path = self.path_of(before)
-        return path is not None and self.is_at(path, st)
+        return path is not None and self.is_at(path, st.st_ino)

@@ -17,11 +17,10 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _File:
-    """`told`: it had as many names before, and whoever looked then asked for the others."""
+    """`count`: how many names it has, 0 if that need not be known: whoever looked before asked for the others."""
 
-    st: os.stat_result
     seen: set[Key] = field(default_factory=set)
-    told: bool = False
+    count: int = 0
 
 
 class Links:
@@ -32,19 +31,20 @@ class Links:
         self._identities = identities
         self._files: dict[int, _File] = {}
         self.wanted = False
-        """A file has names that are not known: a scan of the whole source finds them."""
+        """A file has names that were not looked at: a scan of the whole source finds them."""
 
     def note(self, key: Key, st: os.stat_result, proof: Proof | None) -> None:
         """A file at `key` changed, or is new; `proof`: what is known of it."""
+        if proof is not None and proof.mark.inode != st.st_ino:
+            self.lost(key, proof)
         had = proof.mark.links if proof is not None else 0
-        if max(st.st_nlink, had) < 2:
-            return
-        if len(self._files) >= _REMEMBERED:
-            self._files.clear()
-            self.wanted = True
-        file = self._files.setdefault(st.st_ino, _File(st))
-        file.seen.add(key)
-        file.told |= st.st_nlink == had
+        if max(st.st_nlink, had) > 1:
+            self._file(st.st_ino, key).count = st.st_nlink if st.st_nlink != had else 0
+
+    def lost(self, key: Key, proof: Proof) -> None:
+        """What was at `key` is not there any more."""
+        if proof.mark.links > 1:
+            self._file(proof.mark.inode, key)
 
     def forget(self) -> None:
         """All names were looked at."""
@@ -58,9 +58,28 @@ class Links:
             there = set(file.seen)
             for key in self._proofs.names_of(inode):
                 path = self._identities.path_of(key)
-                if key not in there and path is not None and self._identities.is_at(path, file.st):
+                if key not in there and path is not None and self._identities.is_at(path, inode):
                     there.add(key)
                     found.append((key, path))
-            if not file.told and len(there) < file.st.st_nlink:
+            if len(there) < file.count:
                 self.wanted = True
         return found
+
+    def finish(self) -> None:
+        """No more will be looked at: what was noted since is only asked for."""
+        files, self._files = self._files, {}
+        self.wanted = self.wanted or any(
+            self._is_kept(inode, *key) for inode in files for key in self._proofs.names_of(inode)
+        )
+
+    def _is_kept(self, inode: int, dir_id: bytes, name: bytes) -> bool:
+        proof = self._proofs.find(dir_id, name)
+        return proof is not None and proof.mark.inode == inode
+
+    def _file(self, inode: int, key: Key) -> _File:
+        if len(self._files) >= _REMEMBERED:
+            self._files.clear()
+            self.wanted = True
+        file = self._files.setdefault(inode, _File())
+        file.seen.add(key)
+        return file

@@ -116,7 +116,9 @@ class Scan:
 
     def finish(self) -> None:
         """Stages as gone what was not found again.  Once, after the last `look`."""
-        self._identities.finish()
+        self._links.forget()
+        self._identities.finish(self._links.lost)
+        self._links.finish()
 
     # -- the source itself ------------------------------------------------------------------------------------
 
@@ -238,15 +240,14 @@ class Scan:
             self._identities.detach(proof.directory)
         if stat.S_ISREG(st.st_mode):
             self._links.note(key, st, proof)
-            if forced or self._asked.get(path) != (
-                key[0],
-                now,
-            ):  # a new directory and the files in it come in one batch
+            if forced or self._asked.get(path) != (key[0], now):  # a new directory may come with the files in it
                 if len(self._asked) >= _REMEMBERED:
                     self._asked.clear()
                 self._asked[path] = key[0], now
                 yield Read(path, *key, st.st_size, proof is not None)
             return
+        if proof is not None:
+            self._links.lost(key, proof)
         entry = yield from self._entry(key, path, st)
         if entry is not None:
             self._proofs.stage(*key, Proof(now), entry)
@@ -278,6 +279,7 @@ class Scan:
             self._identities.miss(key, proof.directory)
         else:
             self._proofs.stage_gone(*key)
+            self._links.lost(key, proof)
 
     # -- directories ------------------------------------------------------------------------------------------
 
@@ -294,6 +296,8 @@ class Scan:
             entry = yield from self._entry(key, path, st)
             if entry is None:
                 return None, False
+        if proof is not None:
+            self._links.lost(key, proof)
         own, fresh = (TOP_DIR, False) if not path else self._identities.identify(key, path, st, proof)
         if entry is None:
             self.counts.unchanged += 1

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from contbak.capture.attributes import fingerprint, fingerprint_of_directory, stat_entry, with_fields
+from contbak.capture.attributes import fingerprint, fingerprint_of_directory, stat_entry, with_content, with_fields
 from contbak.capture.proofs import RACY_NS, TABLES, Proof, Proofs, Totals, settled_fingerprint, void
 from contbak.core.names import TOP_DIR, SourceId
 from contbak.store.kv import Kv
+from tests.capture.world import content_of
 
 ONE, TWO = SourceId(b"source-1"), SourceId(b"source-2")
 DIR = b"12345678"
@@ -27,7 +28,8 @@ def kv(tmp_path: Path) -> Iterator[Kv]:
 def stage_file(proofs: Proofs, path: Path, dir_id: bytes = TOP_DIR) -> Proof:
     st = os.lstat(path)
     proof = Proof(fingerprint(st))
-    proofs.stage(dir_id, os.fsencode(path.name), proof, stat_entry(os.fsencode(path), st))
+    entry = with_content(stat_entry(os.fsencode(path), st), content_of(path.read_bytes()))
+    proofs.stage(dir_id, os.fsencode(path.name), proof, entry)
     return proof
 
 
@@ -183,7 +185,7 @@ def test_forget_is_for_one_source(kv: Kv, file: Path) -> None:
 def test_many_rows_are_written_in_parts(kv: Kv, file: Path) -> None:
     proofs = Proofs(kv, ONE)
     st = os.lstat(file)
-    entry = stat_entry(os.fsencode(file), st)
+    entry = with_content(stat_entry(os.fsencode(file), st), content_of(file.read_bytes()))
     for number in range(4500):
         proofs.stage(TOP_DIR, b"%05d" % number, Proof(fingerprint(st)), entry)
     assert sum(1 for _ in kv.scan("staged")) == 4000

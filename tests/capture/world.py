@@ -19,7 +19,7 @@ from contbak.capture import whereabouts
 from contbak.capture.attributes import fingerprint, stat_entry, with_content
 from contbak.capture.proofs import Proof, Proofs, Totals, _unpack
 from contbak.capture.scan import Read, Scan, Trouble
-from contbak.core.entry import DIRECTORY, FILE, SYMLINK, Content, Entry
+from contbak.core.entry import DIRECTORY, FILE, INLINE_MAX, SYMLINK, Content, Entry
 from contbak.core.names import TOP_DIR, SourceId
 from contbak.store.kv import Kv, Writer
 
@@ -49,6 +49,13 @@ class Fragile:
             self.left -= 1
         with self.kv.write() as rows:
             yield rows
+
+
+def content_of(data: bytes) -> Content:
+    """As a worker makes it, but for the hash."""
+    mark = sha256(data).digest()
+    inline = len(data) <= INLINE_MAX
+    return Content(len(data), mark, data if inline else None, 0, () if inline else (mark,))
 
 
 def leave_nothing_out(path: bytes, is_directory: bool) -> bool:
@@ -106,7 +113,7 @@ class Keeper:
             except OSError:
                 continue
             self.reads.append(read.path)
-            entry = with_content(stat_entry(path, st), Content(len(data), sha256(data).digest(), None, 0, ()))
+            entry = with_content(stat_entry(path, st), content_of(data))
             proofs.stage(read.dir_id, read.name, Proof(fingerprint(st)), entry)
 
     def commit(self, proofs: Proofs) -> None:
