@@ -61,7 +61,8 @@ class Restless(threading.Thread):
 def acknowledged(world: World) -> set[str]:
     """Ids of all commits that the relay keeps."""
     store = world.home / "data" / "relay" / "store"
-    return {path.name.partition("-")[2] for path in store.glob("*/commits/*/*") if "-" in path.name}
+    records = (path.name for path in store.glob("*/commits/*/*") if not path.name.startswith("."))
+    return {name.partition("-")[2] for name in records}
 
 
 @pytest.mark.timeout(3600)
