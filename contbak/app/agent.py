@@ -26,6 +26,7 @@ from contbak.app.embedded import EmbeddedRelay
 from contbak.app.home import Home
 from contbak.app.keyfile import Keys
 from contbak.app.lost import paths_of
+from contbak.app.stored import Stored
 from contbak.capture import journal as journals
 from contbak.capture import proofs as proof_tables
 from contbak.capture.journal import Change, Gap, Journal, Problem
@@ -180,7 +181,8 @@ class Agent:
             await self._renew_workers()
             proofs = Proofs(self.kv, source.source_id)
             scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
-            batch = Batch(source, work, scan, proofs, self.workers)
+            stored = Stored(self.ledger, source.source_id)
+            batch = Batch(source, work, scan, proofs, self.workers, stored)
             self.tally = batch.tally
             done = False
             while not done:
@@ -209,7 +211,8 @@ class Agent:
             except MissingChunks as missing:
                 again = await self._withdraw(pending, missing.ids)
                 scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
-                extra = Batch(source, Work(tuple(again)), scan, proofs, self.workers)
+                stored = Stored(self.ledger, source.source_id)
+                extra = Batch(source, Work(tuple(again)), scan, proofs, self.workers, stored)
                 await extra.fill(self.run, 1 << 62, 1 << 62)
         raise StoreError("the relay keeps losing what it was sent; 'contbak-relay verify' on it may say why")
 

@@ -1,7 +1,8 @@
 """One batch: from changes and gaps of one source to staged entries, all their chunks in finished packs.
 
 The comparing (system calls, lmdb) runs in one thread of the agent, the reading in the workers; this module keeps
-them both busy and collects what comes back.  A file that fails is reported and left; the others go on.
+them both busy and collects what comes back.  A file that fails is reported and left; the others go on.  A file that
+was read and found to be what the last commit holds is not staged.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from itertools import islice
 from typing import TypeVar
 
 from contbak.app.config import Source
+from contbak.app.stored import Stored
 from contbak.capture.journal import Change, Gap
 from contbak.capture.proofs import Proof, Proofs, void
-from contbak.capture.scan import Read, Scan, Trouble
+from contbak.capture.scan import LOST, TOUCHED, Read, Scan, Trouble
+from contbak.core.entry import Entry
 from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished
 from contbak.upload.jobs import Done, Failed
 from contbak.upload.workers import Workers
@@ -73,13 +76,17 @@ class Tally:
 class Batch:
     """Made for one Work; `fill` may be called several times, with a commit in between."""
 
-    def __init__(self, source: Source, work: Work, scan: Scan, proofs: Proofs, workers: Workers) -> None:
+    def __init__(
+        self, source: Source, work: Work, scan: Scan, proofs: Proofs, workers: Workers, stored: Stored
+    ) -> None:  # fmt: skip
         self.work = work
         self.tally = Tally()
         self._top = source.top
         self._scan = scan
         self._proofs = proofs
         self._workers = workers
+        self._stored = stored
+        self._lost = frozenset(change.path for change in work.changes if change.forced)
         self._findings = self._look()
         self._results: list[tuple[Read, Done, int]] = []
         self._broken: ContbakError | None = None
@@ -128,7 +135,7 @@ class Batch:
         for gap in self.work.gaps:
             yield from self._scan.look(gap.path, subtree=True)
         for change in self.work.changes:
-            yield from self._scan.look(change.path, change.subtree, change.forced)
+            yield from self._scan.look(change.path, change.subtree, LOST if change.forced else TOUCHED)
 
     async def _submit(self, found: Read, allow_torn: bool) -> None:
         asked_ns = time.time_ns()
@@ -163,13 +170,28 @@ class Batch:
             if done.torn or asked_ns - max(entry.mtime, entry.ctime) < _RACY_NS:
                 fingerprint = void(fingerprint)
             try:
-                self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
+                if not self._is_stored(found, Proof(fingerprint), entry):
+                    self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
             except FormatError as error:
                 self.tally.failed[found.path] = f"it cannot be kept ({error})"
             self.tally.read_files += 1
             self.tally.read_bytes += done.length
             self.tally.new_bytes += done.new_bytes
             self.tally.torn += done.torn
+
+    def _is_stored(self, found: Read, proof: Proof, entry: Entry) -> bool:
+        """Whether the last commit holds just this.  It is asked only where the stamps are those of its copy.
+
+        Content that the relay has lost must go along with a commit, which vouches for it.
+        """
+        known = self._proofs.committed(found.dir_id, found.name)
+        if known is None or known.stamps != proof.stamps or found.path in self._lost:
+            return False
+        if self._stored.entry(found.dir_id, found.name) != entry:
+            return False
+        if known != proof:
+            self._proofs.renew(found.dir_id, found.name, proof)
+        return True
 
 
 async def _in(thread: InThread[object], function: Callable[[], T]) -> T:

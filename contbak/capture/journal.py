@@ -30,7 +30,7 @@ class Change(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
 
     generation  rises with every event for the path
     subtree     everything beneath it is in doubt too
-    forced      read it even if it looks unchanged
+    forced      the relay has lost its content: it is read and committed even if nothing changed
     """
 
     path: bytes

@@ -5,9 +5,9 @@ Tables (all keys begin with the 8 bytes of the source):
     staged  directory id, name   -> the same and the new entry, for the commit in the making; nil entry = gone
     placed  directory id         -> where the staged rows have it (as in `directories` of contbak.capture.whereabouts)
 
-A lost or damaged row only means that a file is read again.  Rules: `clean` and its indexes change in `confirm` alone,
-and together; what is staged can be dropped at any time and leaves no trace.  One thread uses a Proofs at a time, and
-one Proofs of a source stages at a time.
+A lost or damaged row only means that a file is read again.  Rules: `clean` and its indexes change together, in
+`confirm`, and for single rows in `renew`; what is staged can be dropped at any time and leaves no trace.  One thread
+uses a Proofs at a time, and one Proofs of a source stages at a time.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class Proof(NamedTuple):
     def size(self) -> int:
         """Bytes of a regular file, 0 for anything else."""
         return _FILE.unpack_from(self.fingerprint)[3] if stat.S_ISREG(self.mode) else 0
+
+    @property
+    def stamps(self) -> tuple[int, ...]:
+        """(size, mtime, ctime) of a regular file; () for anything else."""
+        return _FILE.unpack_from(self.fingerprint)[3:6] if stat.S_ISREG(self.mode) else ()
 
     @property
     def inode(self) -> int:
@@ -133,6 +138,15 @@ class Proofs:
                     clean = rows.get("clean", self._source + dir_id + name)
         if staged is not None:
             return _unpack_staged(staged)[0]
+        return None if clean is None else _unpack(clean)
+
+    def committed(self, dir_id: bytes, name: bytes) -> Proof | None:
+        """The state that the last commit holds; None if there is none, or another one is staged."""
+        key = self._source + dir_id + name
+        if name in self._staged.get(dir_id, {}):
+            return None
+        with self._kv.read() as rows:
+            clean = None if rows.get("staged", key) is not None else rows.get("clean", key)
         return None if clean is None else _unpack(clean)
 
     def children(self, dir_id: bytes) -> dict[bytes, Proof]:
@@ -217,6 +231,11 @@ class Proofs:
     def stage_gone(self, dir_id: bytes, name: bytes) -> None:
         """The next commit will not hold this name."""
         self._stage(dir_id, name, _pack_staged(None, b""))
+
+    def renew(self, dir_id: bytes, name: bytes, proof: Proof) -> None:
+        """The copy that the last commit holds was found to be right as of this stat too.  Nothing may be staged."""
+        with self._kv.write() as rows:
+            _confirm(rows, self._source + dir_id + name, proof)
 
     def flush(self) -> None:
         """Writes what was staged since the last flush, in one transaction."""

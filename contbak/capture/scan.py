@@ -31,6 +31,11 @@ from contbak.core.names import TOP_DIR
 Prune = Callable[[bytes, bool], bool]
 """(path relative to the source, is it a directory) -> leave it out."""
 
+TOUCHED = 1
+"""How much a look doubts a file: an event told of it, so it is read though it looks unchanged."""
+LOST = 2
+"""Its content is needed again: it is read whatever else is known."""
+
 TOP_KEY: Key = (TOP_DIR, b"")
 _REMEMBERED = 10_000
 
@@ -83,15 +88,16 @@ class Scan:
         self.counts = Counts()
         self._check_top()
 
-    def look(self, path: bytes, subtree: bool = False, forced: bool = False) -> Found:
+    def look(self, path: bytes, subtree: bool = False, doubt: int = 0) -> Found:
         """Compares one path, and all beneath it if `subtree` or if it is a directory that was not known.
 
-        `forced`: a file there is read even if it looks unchanged.
+        `doubt`: 0, TOUCHED or LOST, of a file at the path itself.  One write() stamps the file when it begins, a
+        mapping when a page is first written, so a file may have changed after its stamp.
         """
         if self._proofs.find(*TOP_KEY) is None:
             path, subtree = b"", True
         parent, _, name = path.rpartition(b"/")
-        if name in MARKERS and not forced:  # it decides about its neighbours
+        if name in MARKERS and doubt < LOST:  # it decides about its neighbours
             path, subtree = parent, True
             parent, _, name = path.rpartition(b"/")
         if not path:
@@ -102,11 +108,11 @@ class Scan:
         if way is None:
             return
         dir_id, marker = way
-        yield from self._look_at((dir_id, name), path, marker, (subtree, forced))
+        yield from self._look_at((dir_id, name), path, marker, (subtree, doubt))
         for key, other in self._links.others():
             way = yield from self._enter(other.rpartition(b"/")[0])
             if way is not None and way[0] == key[0]:
-                yield from self._look_at(key, other, way[1], (False, False))
+                yield from self._look_at(key, other, way[1], (False, min(doubt, TOUCHED)))
         self._links.forget()
 
     @property
@@ -194,7 +200,7 @@ class Scan:
         if isinstance(st, Trouble):
             return None
         if st is None or not stat.S_ISDIR(st.st_mode) or self._left_out(path, st, marker):
-            yield from self._compare(key, path, st, marker, (False, False))
+            yield from self._compare(key, path, st, marker, (False, 0))
             return None
         own, fresh = yield from self._directory(key, path, st, self._proofs.find(*key))
         if own is not None and fresh:
@@ -209,38 +215,38 @@ class Scan:
 
     # -- one name ---------------------------------------------------------------------------------------------
 
-    def _look_at(self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, bool]) -> Found:
+    def _look_at(self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, int]) -> Found:
         st = yield from self._stat(path)
         if not isinstance(st, Trouble):
             yield from self._compare(key, path, st, marker, how)
 
     def _compare(
-        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: tuple[bool, bool]
+        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: tuple[bool, int]
     ) -> Found:
-        """`how`: (subtree, forced)."""
+        """`how`: (subtree, doubt)."""
         if st is None or self._left_out(path, st, marker):
             self._gone(key)
             return
         self.counts.seen += 1
         proof = self._proofs.find(*key)
-        subtree, forced = how
+        subtree, doubt = how
         if not stat.S_ISDIR(st.st_mode):
-            yield from self._leaf(key, path, st, proof, forced)
+            yield from self._leaf(key, path, st, proof, doubt)
             return
         own, fresh = yield from self._directory(key, path, st, proof)
         if own is not None and (subtree or fresh):
             yield from self._beneath(path, own)
 
-    def _leaf(self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None, forced: bool = False) -> Found:
+    def _leaf(self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None, doubt: int = 0) -> Found:
         now = fingerprint(st)
-        if proof is not None and proof.fingerprint == now and not forced:
+        if proof is not None and proof.fingerprint == now and not (doubt and stat.S_ISREG(st.st_mode)):
             self.counts.unchanged += 1
             return
         if proof is not None and proof.directory:
             self._identities.detach(proof.directory)
         if stat.S_ISREG(st.st_mode):
             self._links.note(key, st, proof)
-            if forced or self._asked.get(path) != (key[0], now):  # a new directory may come with the files in it
+            if doubt == LOST or self._asked.get(path) != (key[0], now):  # a new directory may come with the files in it
                 if len(self._asked) >= _REMEMBERED:
                     self._asked.clear()
                 self._asked[path] = key[0], now

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from contbak.capture import scan as scans
 from contbak.capture.proofs import TABLES, Proofs
-from contbak.capture.scan import Read, Scan
+from contbak.capture.scan import LOST, TOUCHED, Read, Scan
 from contbak.core.errors import Vanished
 from contbak.core.names import SourceId
 from contbak.store.kv import Kv
@@ -593,3 +593,17 @@ def test_a_path_deeper_than_any_stack(keeper: Keeper, place: Path) -> None:
     finally:
         for level in range(depth, 0, -1):  # the clearing up of the test run would recurse
             os.rmdir(place / ("d/" * level))
+
+
+@pytest.mark.parametrize("doubt", [0, TOUCHED, LOST])
+def test_a_file_that_an_event_told_of_is_read_under_all_its_names(keeper: Keeper, place: Path, doubt: int) -> None:
+    fill(place, "a/x", "b/z")
+    os.link(place / "a/x", place / "b/y")
+    (place / "link").symlink_to("a")
+    keeper.full()
+    proofs = Proofs(keeper.kv, keeper.source)
+    scan = Scan(keeper.top, proofs, lambda path, is_directory: False)
+    found = [item.path for path in (b"a/x", b"link", b"b") for item in scan.look(path, doubt=doubt)]
+    assert found == ([b"a/x", b"b/y"] if doubt else [])
+    again = [item.path for item in scan.look(b"a/x", doubt=doubt)]
+    assert again == ([b"a/x"] if doubt == LOST else []), "once for each batch"
