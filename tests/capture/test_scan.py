@@ -249,6 +249,28 @@ def test_a_reused_inode_number_takes_nothing_over(keeper: Keeper, place: Path, m
     check(keeper, place)
 
 
+def test_a_second_mount_of_a_directory_takes_nothing_away(
+    keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(place, "a/x", "b/y")
+    shutil.rmtree(place / "b")
+    keeper.full()
+    before = ids(keeper)
+    fill(place, "b/y")
+    real, number = os.lstat, os.lstat(place / "a").st_ino
+
+    def lstat(path: Any) -> os.stat_result:
+        found = real(path)
+        fields = list(found)
+        fields[1] = number if os.fsencode(path).endswith(b"/b") else found.st_ino
+        return os.stat_result(fields, found.__reduce__()[1][1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        keeper.look([(b"b", True)])
+    assert keeper.tree() == disk(place) and ids(keeper)[b"a"] == before[b"a"] != ids(keeper)[b"b"]
+
+
 def test_a_directory_replaced_in_part_of_a_batch_is_cleared_after_a_crash(kv: Kv, place: Path) -> None:
     """Commits in the middle of a batch leave rows that nothing leads to; the next batch finds them."""
     fill(place, "a/x", "a/in/y", "b")
