@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from contbak.app.batch import Batch, Tally, Work
@@ -41,7 +43,7 @@ from contbak.core.excludes import Excludes
 from contbak.core.frame import NODE, Chunk
 from contbak.core.invite import Address
 from contbak.core.messages import Head, Session
-from contbak.core.names import ChunkId, CommitId, PackId, SourceId
+from contbak.core.names import TOP_DIR, ChunkId, CommitId, DirId, PackId, SourceId
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
 from contbak.store.kv import Kv, KvDamaged
 from contbak.upload import chain as chains
@@ -201,7 +203,11 @@ class Agent:
 
     async def _commit_all(self, source: Source, batch: Batch, proofs: Proofs, done: bool) -> None:
         """Commits what is staged; supplies again what the relay has lost, until it accepts."""
+        stubborn: set[bytes] = set()
+        tally = batch.tally
+        counted = tally.new, tally.changed, tally.gone
         for _ in range(RESUPPLY_MAX):
+            tally.new, tally.changed, tally.gone = counted  # of the commit that is accepted alone
             pending = await self._begin(source, batch, proofs, done)
             if pending is None:
                 return
@@ -210,11 +216,32 @@ class Agent:
                 return
             except MissingChunks as missing:
                 again = await self._withdraw(pending, missing.ids)
+                batch.fold = True
                 scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
                 stored = Stored(self.ledger, source.source_id)
                 extra = Batch(source, Work(tuple(again)), scan, proofs, self.workers, stored)
                 await extra.fill(self.run, 1 << 62, 1 << 62)
+                if self.workers.stopped:
+                    raise StoreError("the worker processes have ended; they are started again") from None
+                stubborn = await self.run(partial(self._unsupplied, batch, extra, proofs, stubborn))
         raise StoreError("the relay keeps losing what it was sent; 'contbak-relay verify' on it may say why")
+
+    def _unsupplied(self, batch: Batch, extra: Batch, proofs: Proofs, before: set[bytes]) -> set[bytes]:
+        """Files that the relay has lost and that could not be read again; one bad file must not stop the others.
+
+        Those that failed `before`, too, are left out of this commit; they stay in the journal.
+        """
+        stubborn = set()
+        for path in {change.path for change in extra.work.changes} - extra.reread:
+            key = key_of(proofs, path)
+            proof = None if key is None else proofs.find(*key)
+            if key is None or proof is None or not stat.S_ISREG(proof.mode):
+                continue
+            stubborn.add(path)
+            batch.tally.failed[path] = extra.tally.failed.get(path, "the relay has lost it and it cannot be read again")
+            if path in before:
+                proofs.stage_gone(*key)
+        return stubborn
 
     async def _begin(self, source: Source, batch: Batch, proofs: Proofs, done: bool) -> Pending | None:
         """Makes the commit of what is staged; from its return on it is durable here.  None: nothing changed."""
@@ -229,7 +256,7 @@ class Agent:
                 lambda: self._build(source, batch, proofs, chain, state, complete or state.complete, witnesses)
             )
         except (NotFound, FormatError) as error:
-            await self.run(lambda: self._forget_tree(source, proofs))
+            await self.run(lambda: self._forget_tree(source.source_id, proofs))
             raise StartedOver(f"{source.name}: the agent's copy of its tree is damaged ({error})") from None
         self._chain = await self.run(self.ledger.chain)
         if done:
@@ -237,8 +264,8 @@ class Agent:
         self.local(commits.decode(pending.record), done)
         return pending
 
-    def _forget_tree(self, source: Source, proofs: Proofs) -> None:
-        self.ledger.forget_source(source.source_id)
+    def _forget_tree(self, source: SourceId, proofs: Proofs) -> None:
+        self.ledger.forget_source(source)
         proofs.forget()
 
     def _build(
@@ -250,7 +277,7 @@ class Agent:
         places = Places(self.ledger.node, self.ledger.keep_nodes, self.known.have)
         with self._bundler() as bundler:
             built = CommitWriter(self.keys.writer, bundler, places).build(
-                Roots(state.base, state.runs, state.run_rows), changes, chain.record
+                Roots(state.base, state.runs, state.run_rows), changes, chain.record, batch.fold
             )
             packs = [*built.packs, *bundler.flush()]
         details = Details(
@@ -358,7 +385,12 @@ class Agent:
         self.alarm(f"the relay lacks {len(ids)} chunks that it had or was sent; they are supplied again")
         assert self._chain is not None
         chain = self._chain
-        return await self.run(lambda: self._find_lost(pending, chain, set(ids)))
+        again = await self.run(lambda: self._find_lost(pending, chain, set(ids)))
+        if any(change.path == b"" for change in again):  # our own copy of the tree is not whole either
+            id_ = SourceId(pending.source)
+            await self.run(lambda: self._forget_tree(id_, Proofs(self.kv, id_)))
+            raise StartedOver("the relay lacks chunks, and the agent cannot tell whose; everything is read again")
+        return again
 
     def _find_lost(self, pending: Pending, chain: Chain, ids: set[ChunkId]) -> list[Change]:
         self.known.doubt(ids)
@@ -456,6 +488,18 @@ class Agent:
         session = self.uplink.session
         heads = session.heads if session is not None else ()
         return tuple(Witness(head.device[:8], head.sequence, head.commit) for head in heads[: commits.WITNESSES_MAX])
+
+
+def key_of(proofs: Proofs, path: bytes) -> tuple[DirId, bytes] | None:
+    """Where the newest state has `path`: (directory id, name); None if a directory on the way is unknown."""
+    dir_id = TOP_DIR
+    *above, name = path.split(b"/")
+    for part in above:
+        proof = proofs.find(dir_id, part)
+        if proof is None or not proof.directory:
+            return None
+        dir_id = DirId(proof.directory)
+    return dir_id, name
 
 
 def prune_of(home: Home, source: Source) -> Prune:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from contbak.app.config import Source
 from contbak.app.stored import Stored
 from contbak.capture.journal import Change, Gap
-from contbak.capture.proofs import Proof, Proofs, void
+from contbak.capture.proofs import Proof, Proofs, settled_fingerprint, void
 from contbak.capture.scan import LOST, TOUCHED, Read, Scan, Trouble
 from contbak.core.entry import Entry
 from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished
@@ -29,8 +29,6 @@ T = TypeVar("T")
 InThread = Callable[[Callable[[], T]], Awaitable[T]]
 
 _PART = 256
-_RACY_NS = 20_000_000
-"""A file that changed less than this before it was read may change again within the same tick of its clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,8 @@ class Batch:
     ) -> None:  # fmt: skip
         self.work = work
         self.tally = Tally()
+        self.fold = False
+        """The relay has lost chunks: the commit must not refer to content that was replaced, which nobody has."""
         self._top = source.top
         self._scan = scan
         self._proofs = proofs
@@ -91,6 +91,8 @@ class Batch:
         self._results: list[tuple[Read, Done, int]] = []
         self._broken: ContbakError | None = None
         self._retry: list[Read] = []
+        self.reread: set[bytes] = set()
+        """Files that were to be read even if they looked unchanged, and were."""
 
     @property
     def links_wanted(self) -> bool:
@@ -167,8 +169,9 @@ class Batch:
     def _stage_all(self, results: list[tuple[Read, Done, int]]) -> None:
         for found, done, asked_ns in results:
             entry, fingerprint = done.entry, done.fingerprint
-            if done.torn or asked_ns - max(entry.mtime, entry.ctime) < _RACY_NS:
-                fingerprint = void(fingerprint)
+            fingerprint = void(fingerprint) if done.torn else settled_fingerprint(fingerprint, asked_ns)
+            if found.path in self._lost:
+                self.reread.add(found.path)
             try:
                 if not self._is_stored(found, Proof(fingerprint), entry):
                     self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)

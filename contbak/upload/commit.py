@@ -87,19 +87,20 @@ class CommitWriter:
         self._written: set[bytes] = set()
         self._opened: set[bytes] = set()
 
-    def build(self, before: Roots, changes: Iterable[Row], previous: bytes = b"") -> Built:
+    def build(self, before: Roots, changes: Iterable[Row], previous: bytes = b"", fold: bool = False) -> Built:
         """The state after `changes`: rows in strictly rising order of key, None where an entry is gone.
 
         previous   the record of the device's previous commit; a copy goes along
+        fold       into the base in any case: then nothing refers any more to content that has been replaced
         Raises NotFound or FormatError if a node of the state before is lost (then build it anew from an empty
         Roots and all entries), FormatError for rows out of order, StoreFull, StoreError.
         """
         rows = iter(changes)
         first = list(islice(rows, max(FOLD_ROWS - before.run_rows, 0) + 1))
-        is_full = before.run_rows + len(first) > FOLD_ROWS or len(before.runs) >= RUNS_MAX
+        is_full = fold or before.run_rows + len(first) > FOLD_ROWS or len(before.runs) >= RUNS_MAX
         nothing_there = before.base is None and not before.runs
         after, obsolete = before, list[bytes]()
-        if not first:
+        if not first and not (fold and before.runs):
             pass
         elif nothing_there or is_full:
             after, obsolete = self._fold(before, chain(first, rows))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from contbak.app import agent as agents
 from contbak.app import keyfile, setup
 from contbak.app.agent import Agent
 from contbak.app.batch import Tally, Work
@@ -140,3 +141,50 @@ def test_a_commit_that_cannot_be_written_leaves_no_open_pack(place: Place, monke
             assert tally.new == 6
 
     asyncio.run(run())
+
+
+def test_a_time_of_change_that_lies_ahead_makes_no_snapshots(place: Place) -> None:
+    os.utime(place.files / "file 0", (4e9, 4e9))
+    place.backup()
+    time.sleep(0.05)
+    place.backup()  # the change of the time itself may have been fresh
+    time.sleep(0.05)
+    again = place.backup()
+    assert (again.changed, again.read_files) == (0, 0)
+
+
+def lose_content(place: Place) -> None:
+    """The relay's disk loses what the files hold."""
+    found = sorted(place.home.embedded_relay.rglob("packs/*/*"), key=lambda path: path.stat().st_size)
+    found[-1].unlink()
+
+
+def test_lost_content_that_was_replaced_meanwhile_holds_nothing_up(place: Place) -> None:
+    """Nobody has it any more, so the next commit must not refer to it, also not in a row that is out of date."""
+    place.backup()
+    lose_content(place)
+    (place.files / "file 0").write_bytes(b"something else" * 1000)
+    (place.files / "file 1").unlink()
+    tally = place.backup()
+    assert (tally.new, tally.gone, tally.failed) == (0, 1, {})
+    assert any("the relay lacks" in text for text in place.said)
+    place.said.clear()
+    (place.files / "file 2").write_bytes(b"and on" * 1000)
+    assert place.backup().failed == {} and place.said == []
+
+
+def test_lost_content_that_cannot_be_read_again_holds_nothing_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad file never stops the others: it is named, is left out, and comes back once it can be read."""
+    place.backup()
+    lose_content(place)
+    (place.files / "new").write_bytes(b"new" * 1000)
+    with monkeypatch.context() as bad:
+        bad.setattr(agents, "READER", "tests.upload.faulty:Unreadable")
+        bad.setenv("CONTBAK_TEST_UNREADABLE", "file 0")
+        tally = place.backup()
+    assert tally.failed == {b"file 0": "input/output error"} and (tally.new, tally.gone) == (1, 1)
+    time.sleep(0.05)
+    tally = place.backup()
+    assert (tally.new, tally.failed) == (1, {})

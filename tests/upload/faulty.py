@@ -4,6 +4,7 @@ import os
 import signal
 
 from contbak.capture.reader import Reader
+from contbak.core.errors import SourceError
 
 
 class Killer(Reader):
@@ -21,4 +22,13 @@ class Restarting(Reader):
     def read(self, path, consume, on_restart, **more):
         super().read(path, consume, on_restart, **more)
         on_restart()
+        return super().read(path, consume, on_restart, **more)
+
+
+class Unreadable(Reader):
+    """Cannot read the files that are called as the environment says."""
+
+    def read(self, path, consume, on_restart, **more):
+        if os.path.basename(path) == os.environb[b"CONTBAK_TEST_UNREADABLE"]:
+            raise SourceError(path, "input/output error")
         return super().read(path, consume, on_restart, **more)

@@ -53,11 +53,11 @@ class Source:
     def keep(self, nodes):
         self.nodes.update(nodes)
 
-    def commit(self, changes, previous=b""):
+    def commit(self, changes, previous=b"", fold=False):
         bundler = Bundler(SEAL, self.spool, self.chance.randbytes, metadata=True)
         have = lambda ids: [id in self.vault for id in ids]  # noqa: E731
         writer = CommitWriter(OWNER.writer, bundler, Places(self.get, self.keep, have))
-        built = writer.build(self.roots, iter(rows(changes)), previous)
+        built = writer.build(self.roots, iter(rows(changes)), previous, fold)
         for packed in built.packs + bundler.flush():
             self.receive(packed)
         for id in built.obsolete:
@@ -130,6 +130,21 @@ def test_a_first_backup_is_a_base_and_small_changes_are_runs(tmp_path):
     source.commit({key: None for key in source.state})
     assert source.roots.base is None or source.roots.runs
     source.check()
+
+
+def test_folding_on_demand_leaves_nothing_that_was_replaced(tmp_path):
+    """A relay that has lost what only a row out of date needs must not be asked for it again."""
+    source, fresh = Source(tmp_path / "one"), Source(tmp_path / "two")
+    source.commit({(bytes(8), b"%d" % n): entry(n) for n in range(50)})
+    source.commit({(bytes(8), b"7"): entry(1000)})
+    for changes in ({(bytes(8), b"8"): None}, {}):
+        source.commit({(bytes(8), b"7"): entry(1001)})
+        built = source.commit(changes, fold=True)
+        assert built.folded and not source.roots.runs
+        fresh.roots = Roots()
+        fresh.commit(source.state)
+        assert source.roots.base == fresh.roots.base
+    assert not source.commit({}, fold=True).folded  # nothing to fold
 
 
 def test_the_previous_record_goes_along(tmp_path):
