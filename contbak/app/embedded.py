@@ -145,7 +145,7 @@ class EmbeddedRelay:
                 await asyncio.sleep(pause)
                 await self._launch()
                 pause = 0.1
-            except Unreachable:
+            except (Unreachable, OSError):  # no memory for a process, no space for its log: later perhaps
                 pause = min(pause * 2, 30.0)
 
 

@@ -129,7 +129,8 @@ class Rounds:
     async def _next_work(self, source: Source) -> Work:
         id_, now = source.source_id, time.monotonic()
         self._resting = {key: at for key, at in self._resting.items() if at > now}
-        changes = await self._agent.run(lambda: self._agent.journal.changes(id_, BATCH_CHANGES))
+        limit = BATCH_CHANGES + len(self._resting)  # or those that rest could hide all others
+        changes = await self._agent.run(lambda: self._agent.journal.changes(id_, limit))
         found = await self._agent.run(lambda: self._agent.journal.gaps(id_))
         due = (change for change in changes if (source.name, change.path) not in self._resting or not change.tries)
         return Work(tuple(due), tuple(found))
