@@ -13,6 +13,7 @@ import sys
 
 import click
 
+from contbak.app.names import text_of
 from contbak.core.errors import ContbakError
 
 _HOMES = {
@@ -72,6 +73,9 @@ def main() -> None:
         code = 1
     except ContbakError as error:
         code = _report(error, error.exit_code, str(error))
+    except OSError as error:  # a place of our own that cannot be read or written
+        place = f"{text_of(os.fsencode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        code = _report(error, 1, f"{place}{(error.strerror or str(error)).lower()}")
     except RecursionError as error:
         code = _report(error, 1, "internal error: too deeply nested data")
     except Exception as error:  # the last line of defence: no trace reaches a user

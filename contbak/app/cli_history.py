@@ -175,7 +175,8 @@ def versions_command(path: str, device: str | None, as_json: bool) -> None:
             entry = version.entry
             if as_json:
                 document({
-                    **shown(os.path.join(version.last.path, version.path)), "type": entry.kind if entry else None, "size": entry.size if entry else None,
+                    **shown(os.path.join(version.last.path, version.path)),
+                    "type": entry.kind if entry else None, "size": entry.size if entry else None,
                     "mtime_ns": entry.mtime if entry else None, "snapshot": version.last.hex,
                     "first_snapshot": version.first.hex, "time": iso_of(version.first.time_ms),
                     "deleted": entry is None and version.error is None,

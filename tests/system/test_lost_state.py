@@ -1,4 +1,4 @@
-"""The agent's state, the relay's index, key files, the spool: each is lost or damaged, and nobody has to do anything."""
+"""The agent's state, the relay's index, key files, the spool: lost or damaged, and nobody has to do anything."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_the_relays_index_is_lost(tmp_path: Path, seed: int, harm: str) -> None:
 
 
 def test_a_key_file_is_damaged(tmp_path: Path, seed: int) -> None:
-    world, source = saved_world(tmp_path, seed)
+    world, _ = saved_world(tmp_path, seed)
     keys = world.home / "data" / "keys"
     good = (keys / "vault").read_bytes()
     assert (keys / "vault.copy").read_bytes() == good

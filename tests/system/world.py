@@ -50,8 +50,8 @@ class World:
         """Standard output, as it is."""
         module = {"contbak": "contbak.app.cli", "contbak-relay": "relay.cli"}[program]
         done = subprocess.run(
-            [*self.prefix, sys.executable, "-m", module, *words], env=self.env, input=data, capture_output=True, cwd=self.top,
-            timeout=600, check=False,
+            [*self.prefix, sys.executable, "-m", module, *words], env=self.env, input=data, capture_output=True,
+            cwd=self.top, timeout=600, check=False,
         )  # fmt: skip
         self.err = done.stderr.decode(errors="replace")
         assert "Traceback" not in self.err, self.err
@@ -130,6 +130,11 @@ class World:
         """The history."""
         found: list[Any] = self.json("snapshots")
         return found
+
+    def last_id(self) -> str | None:
+        """The id of the newest acknowledged snapshot of the first source; asks the daemon."""
+        last = self.json("status")["sources"][0]["last_snapshot"]
+        return None if last is None else str(last["id"])
 
     def safe(self) -> bool:
         """Whether the running daemon says that everything is durable at the relay."""
