@@ -57,8 +57,8 @@ async def initialise(home: Home, choices: Choices) -> str:
     else:
         relay = await _pair_embedded(home, owner, seed, choices)
     kept = b"" if choices.write_only else root
-    keyfile.save(home.keys, _record(owner, seed, choices.name, kept, choices.passphrase))
     save_relay(home, relay)
+    keyfile.save(home.keys, _record(owner, seed, choices.name, kept, choices.passphrase))  # last: from here it is done
     return code
 
 
