@@ -63,7 +63,8 @@ def test_wrong_usage_is_2(saved, tmp_path):
     source = str(saved.source)
     for words in (
         ("frobnicate",), ("backup", "--wait", "moon"), ("restore", source), ("restore",),
-        ("restore", source, "--to", "x", "--in-place"), ("dump",), ("add", "/does/not/exist"), ("add", source), ("remove", "nothing"), ("remove", "../x"),
+        ("restore", source, "--to", "x", "--in-place"),
+        ("dump",), ("add", "/does/not/exist"), ("add", source), ("remove", "nothing"), ("remove", "../x"),
         ("ls", "--at", "the day after never"), ("ls", "--at", ""), ("diff", "latest"),
         ("check", "--read-data=200%"), ("check", "--read-data=x"), ("backup", str(tmp_path)), ("completion", "tcsh"),
         ("add", str(tmp_path), "--priority", "urgent"), ("add", str(tmp_path), "--name", "a/b"),
