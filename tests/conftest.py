@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _home = None
+SWITCHES = ("CONTBAK_TEST_SEED", "CONTBAK_FULL", "CONTBAK_KILLS")
+"""What tests themselves read."""
 
 # A busy machine is slow, and that is no finding.
 settings.register_profile("contbak", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,7 +26,8 @@ def pytest_configure(config):
     global _home
     seed = os.environ.get("CONTBAK_TEST_SEED") or str(random.SystemRandom().randrange(2**32))
     for name in [name for name in os.environ if name.startswith(("CONTBAK_", "XDG_"))]:
-        del os.environ[name]
+        if name not in SWITCHES:
+            del os.environ[name]
     os.environ["CONTBAK_TEST_SEED"] = seed  # workers of pytest-xdist inherit it
     _home = tempfile.mkdtemp(prefix="contbak-test-home-")
     os.environ["HOME"] = _home
