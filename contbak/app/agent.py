@@ -15,42 +15,41 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
 from contbak.app.batch import Batch, Tally, Work
 from contbak.app.carrier import Carrier
 from contbak.app.config import Settings, Source
+from contbak.app.continuity import Continuity, StartedOver, Tables
 from contbak.app.embedded import EmbeddedRelay
 from contbak.app.home import Home
 from contbak.app.keyfile import Keys
 from contbak.app.lost import paths_of
+from contbak.app.making import Maker
 from contbak.app.stored import Stored
 from contbak.capture import journal as journals
 from contbak.capture import proofs as proof_tables
 from contbak.capture.journal import Change, Gap, Journal, Problem
-from contbak.capture.proofs import Proofs, Totals
+from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Prune, Scan
 from contbak.core import commit as commits
 from contbak.core.chunker import check_engine
-from contbak.core.commit import NO_PREVIOUS, Commit, Details, Signed, Witness
+from contbak.core.commit import Signed
 from contbak.core.crypto import AEGIS, XCHACHA
-from contbak.core.errors import ContbakError, FormatError, NotFound, StoreError, Unreachable
+from contbak.core.errors import ContbakError, FormatError, NotFound, StoreError
 from contbak.core.excludes import Excludes
-from contbak.core.frame import NODE, Chunk
 from contbak.core.invite import Address
-from contbak.core.messages import Head, Session
 from contbak.core.names import TOP_DIR, ChunkId, CommitId, DirId, PackId, SourceId
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
 from contbak.store.kv import Kv, KvDamaged
 from contbak.upload import chain as chains
 from contbak.upload import known as knowns
-from contbak.upload.bundle import Bundler, Packed, Seal
-from contbak.upload.chain import Chain, Ledger, Pending, SourceState
-from contbak.upload.commit import CommitWriter, Places, Roots, sealed_details
+from contbak.upload.bundle import Seal
+from contbak.upload.chain import Ledger, Pending
 from contbak.upload.known import Known
 from contbak.upload.orders import Setup
 from contbak.upload.spool import Spool
@@ -61,16 +60,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
-PROGRAM = "contbak 0.1.0"
 READER = "contbak.capture.reader:Reader"
 COMMIT_ROWS = 100_000
 COMMIT_BYTES = 2 << 30
 """A long batch is committed in steps of this size, so that an interruption costs at most one of them."""
 RESUPPLY_MAX = 10
-
-
-class StartedOver(ContbakError):
-    """The relay knows another history of this device than we do; everything will be looked at again."""
 
 
 class Agent:
@@ -93,9 +87,6 @@ class Agent:
         self._relay = EmbeddedRelay(home) if embedded else None
         self._thread = ThreadPoolExecutor(1, "contbak-journal")
         self._busy = asyncio.Lock()
-        self._recent: list[bytes] = []
-        """Heads that our chain has had since `_compare_heads` last ran: a login since then saw one of them."""
-        self._checked: Session | None = None
         self._ends = AsyncExitStack()
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -113,6 +104,9 @@ class Agent:
         self.uplink = Uplink(self.address, Credentials(self.keys.writer.vault, self.keys.device_seed), self.spool)
         self.carrier = Carrier(self.spool, self.known, self.uplink, self.run, self.alarm)
         self.carrier.sealed = self._chain.packs if self._chain else 0
+        tables = Tables(self.kv, self.ledger, self.known)
+        self._maker = Maker(self.keys, self._seal, tables, self.spool, self.carrier)
+        self._continuity = Continuity(tables, self.carrier, self.uplink, self.run, self.alarm, self._chain)
         self._ends.push_async_callback(self.carrier.stop)
         self._ends.push_async_callback(self.uplink.close)
         await self.uplink.start()
@@ -130,7 +124,6 @@ class Agent:
         for _, reason in self.spool.clear():
             self.alarm(f"a damaged pack was dropped from the spool and will be made again: {reason}")
         self._chain = self.ledger.chain()
-        self._recent = [self._chain.head] if self._chain else []
 
     async def close(self) -> None:
         """Ends in order, and all of it whatever fails; what is under way is done again next time."""
@@ -179,7 +172,7 @@ class Agent:
         """
         async with self._busy:
             await self._finish_pending()
-            await self._compare_heads()
+            await self._continuity.compare()
             await self._renew_workers()
             proofs = Proofs(self.kv, source.source_id)
             scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
@@ -246,19 +239,19 @@ class Agent:
     async def _begin(self, source: Source, batch: Batch, proofs: Proofs, done: bool) -> Pending | None:
         """Makes the commit of what is staged; from its return on it is durable here.  None: nothing changed."""
         complete = done and batch.work.whole
-        chain = await self._the_chain()
+        chain = await self._continuity.end()
         state = await self.run(lambda: self.ledger.state(source.source_id))
         if not await self.run(proofs.any_staged) and (not complete or state.complete):
             return None
-        witnesses = self._witnesses()
+        witnesses, complete = self._continuity.witnesses(), complete or state.complete
         try:
             pending = await self.run(
-                lambda: self._build(source, batch, proofs, chain, state, complete or state.complete, witnesses)
+                lambda: self._maker.make(source, batch, proofs, chain, complete, witnesses)
             )
         except (NotFound, FormatError) as error:
             await self.run(lambda: self._forget_tree(source.source_id, proofs))
             raise StartedOver(f"{source.name}: the agent's copy of its tree is damaged ({error})") from None
-        self._chain = await self.run(self.ledger.chain)
+        self._continuity.chain = await self.run(self.ledger.chain)
         if done:
             self.covered = frozenset((change.path, change.generation) for change in batch.work.changes)
         self.local(commits.decode(pending.record), done)
@@ -267,49 +260,6 @@ class Agent:
     def _forget_tree(self, source: SourceId, proofs: Proofs) -> None:
         self.ledger.forget_source(source)
         proofs.forget()
-
-    def _build(
-        self, source: Source, batch: Batch, proofs: Proofs, chain: Chain, state: SourceState, complete: bool,
-        witnesses: tuple[Witness, ...],
-    ) -> Pending:  # fmt: skip
-        totals = proofs.totals(Totals(state.files, state.entries, state.size))
-        changes = (((row.dir_id, row.name), row.entry) for row in proofs.staged())
-        places = Places(self.ledger.node, self.ledger.keep_nodes, self.known.have)
-        with self._bundler() as bundler:
-            built = CommitWriter(self.keys.writer, bundler, places).build(
-                Roots(state.base, state.runs, state.run_rows), changes, chain.record, batch.fold
-            )
-            packs = [*built.packs, *bundler.flush()]
-        details = Details(
-            self.keys.device_name, source.name, source.top, totals.files, totals.entries, totals.size,
-            totals.new, totals.changed, totals.gone, complete, PROGRAM,
-        )  # fmt: skip
-        roots = built.roots
-        record = Commit(
-            1, self.keys.writer.vault, self.keys.device, chain.incarnation, chain.sequence + 1, chain.head,
-            time.time_ns() // 1_000_000, source.source_id, roots.base, roots.runs, witnesses,
-            self.keys.vouch, sealed_details(details, self._seal, os.urandom),
-        )  # fmt: skip
-        signed = commits.encode(record, self.keys.device_seed)
-        self.carrier.send(packs)
-        needs = self.carrier.unsealed()
-        self.known.flush()
-        self.spool.sync(root for root in needs if self.spool.path_of(root).exists())
-        after = SourceState(
-            roots.base, roots.runs, roots.run_rows, totals.files, totals.entries, totals.size, complete,
-            signed.id, signed.commit.time_ms,
-        )  # fmt: skip
-        tally = batch.tally
-        tally.new, tally.changed, tally.gone = (
-            tally.new + totals.new, tally.changed + totals.changed, tally.gone + totals.gone
-        )  # fmt: skip
-        pending = Pending(
-            source.source_id, signed.raw, tuple(needs), after, tuple(built.obsolete), batch.work.since_ms
-        )
-        self.ledger.begin(
-            pending, Chain(chain.incarnation, signed.commit.sequence, chain.head, chain.record, self.carrier.sealed)
-        )
-        return pending
 
     async def _deliver(self, pending: Pending) -> None:
         """Returns when the relay has acknowledged the commit and that is on record.  Raises MissingChunks."""
@@ -323,21 +273,18 @@ class Agent:
                 await self.run(lambda: self._give_up(pending))
                 raise
             except HeadMismatch as other:
-                await self._start_over(other.head)
-                raise StartedOver("the relay knows another history of this device; everything is read again") from None
+                await self._continuity.start_over(other.head)
             pending = await self.run(lambda: self.ledger.note_receipt(pending, receipt))
         await self.run(lambda: self._acknowledge(pending))
 
     def _acknowledge(self, pending: Pending) -> None:
         signed = commits.decode(pending.record)
         Proofs(self.kv, SourceId(pending.source)).confirm()
-        assert self._chain is not None
-        chain = Chain(self._chain.incarnation, self._chain.sequence, signed.id, signed.raw, self.carrier.sealed)
+        chain = self._continuity.advanced(signed)
         with self.kv.write() as rows:
             self.ledger.acknowledge(rows, pending, chain)
-        self._chain = chain
+        self._continuity.settle(chain)
         self.covered = frozenset()
-        self._recent.append(signed.id)
         log.info("snapshot %s: %d files", signed.id.hex()[:12], pending.after.files)
 
     def _tidy(self, source: Source, batch: Batch) -> None:
@@ -383,111 +330,25 @@ class Agent:
     async def _withdraw(self, pending: Pending, ids: Collection[ChunkId]) -> list[Change]:
         """The relay lacks `ids`: supplies nodes at once; returns the files to read again for the rest."""
         self.alarm(f"the relay lacks {len(ids)} chunks that it had or was sent; they are supplied again")
-        assert self._chain is not None
-        chain = self._chain
-        again = await self.run(lambda: self._find_lost(pending, chain, set(ids)))
+        again = await self.run(lambda: self._find_lost(pending, set(ids)))
         if any(change.path == b"" for change in again):  # our own copy of the tree is not whole either
             id_ = SourceId(pending.source)
             await self.run(lambda: self._forget_tree(id_, Proofs(self.kv, id_)))
             raise StartedOver("the relay lacks chunks, and the agent cannot tell whose; everything is read again")
         return again
 
-    def _find_lost(self, pending: Pending, chain: Chain, ids: set[ChunkId]) -> list[Change]:
+    def _find_lost(self, pending: Pending, ids: set[ChunkId]) -> list[Change]:
         self.known.doubt(ids)
-        self.carrier.send(self._supply(ids))
+        self.carrier.send(self._maker.supply(ids))
         paths = paths_of(pending.after, self.ledger.node, ids)
-        self.ledger.withdraw(chain)
+        self._continuity.withdraw()
         now = int(time.time() * 1000)
         return [Change(path, 0, now, False, forced=True) for path in paths]
 
     def _give_up(self, pending: Pending) -> None:
         """The relay will never accept this commit: what it holds is looked at again, for another one."""
-        assert self._chain is not None
-        self.ledger.withdraw(self._chain)
+        self._continuity.withdraw()
         Proofs(self.kv, SourceId(pending.source)).drop_staged()
-
-    def _supply(self, ids: Collection[ChunkId]) -> list[Packed]:
-        """Packs with those of the nodes `ids` that are at hand."""
-        packs: list[Packed] = []
-        with self._bundler() as bundler:
-            for id_ in ids:
-                with suppress(NotFound):
-                    node = self.ledger.node(id_)
-                    packs += bundler.add(Chunk(id_, node.payload, node.refs), NODE)
-            return [*packs, *bundler.flush()]
-
-    @contextmanager
-    def _bundler(self) -> Iterator[Bundler]:
-        """For metadata; what is still open at the end (after an error) is thrown away."""
-        bundler = Bundler(self._seal, self.spool, os.urandom, metadata=True)
-        try:
-            yield bundler
-        finally:
-            bundler.abort()
-
-    async def _the_chain(self) -> Chain:
-        """The end of our chain; asks the relay on the first run or after the state was lost."""
-        if self._chain is None:
-            session = await self._connected()
-            head = session.head
-            self._chain = Chain(
-                os.urandom(commits.INCARNATION_LEN),
-                head.sequence if head else 0,
-                head.commit if head else NO_PREVIOUS,
-                packs=self.carrier.sealed,
-            )
-            chain = self._chain
-            self._checked, self._recent = session, [chain.head]
-            await self.run(lambda: self.ledger.save_chain(chain))
-        return self._chain
-
-    async def _connected(self) -> Session:
-        wait = 0.2
-        while True:
-            try:
-                return await self.uplink.connected()
-            except Unreachable:
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 30.0)
-
-    async def _compare_heads(self) -> None:
-        """Finds out at a new login whether the relay's end of our chain is ours."""
-        session = self.uplink.session
-        if session is None or self._chain is None:
-            return
-        possible, self._recent = self._recent, [self._chain.head]
-        if session is self._checked:
-            return
-        self._checked = session
-        there = session.head.commit if session.head else NO_PREVIOUS
-        if there not in possible:
-            await self._start_over(session.head)
-            raise StartedOver("the relay knows another history of this device; everything is read again")
-
-    async def _start_over(self, head: Head | None) -> None:
-        """A new incarnation on top of what the relay has."""
-        self.alarm(
-            "the relay's newest commit of this device is not the one known here (a restored or copied machine, or a "
-            "relay that was set back): a new incarnation begins and everything is read again"
-        )
-        await self.run(lambda: self._forget_state(head))
-        self._checked, self._recent = self.uplink.session, [head.commit if head else NO_PREVIOUS]
-
-    def _forget_state(self, head: Head | None) -> None:
-        sequence = max(head.sequence if head else 0, self._chain.sequence if self._chain else 0)
-        self.carrier.sealed = 0
-        self._chain = Chain(os.urandom(commits.INCARNATION_LEN), sequence, head.commit if head else NO_PREVIOUS)
-        self.known.forget()
-        self.ledger.forget_trees()
-        with self.kv.write() as rows:
-            for table in proof_tables.TABLES:
-                rows.clear(table)
-        self.ledger.withdraw(self._chain)
-
-    def _witnesses(self) -> tuple[Witness, ...]:
-        session = self.uplink.session
-        heads = session.heads if session is not None else ()
-        return tuple(Witness(head.device[:8], head.sequence, head.commit) for head in heads[: commits.WITNESSES_MAX])
 
 
 def key_of(proofs: Proofs, path: bytes) -> tuple[DirId, bytes] | None:

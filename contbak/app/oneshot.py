@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from contbak.app.agent import Agent, StartedOver
+from contbak.app.agent import Agent
 from contbak.app.batch import Tally, Work
 from contbak.app.config import Source, load_settings, load_sources
+from contbak.app.continuity import StartedOver
 from contbak.app.control import Message
 from contbak.app.daemon import chosen
 from contbak.app.home import Home, locked

@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from contbak.app.agent import Agent, StartedOver
+from contbak.app.agent import Agent
 from contbak.app.batch import Tally, Work
 from contbak.app.config import Source
+from contbak.app.continuity import StartedOver
 from contbak.app.control import Message
 from contbak.app.lookout import Lookout
 from contbak.core.commit import Signed
@@ -78,7 +79,8 @@ class Rounds:
                 pauses = [at - time.monotonic() for at in (*self._asleep.values(), *self._resting.values())]
                 wait = min((pause for pause in pauses if pause > 0), default=None)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                    async with asyncio.timeout(wait):  # wait_for would lose a cancel that comes with the event
+                        await self._wake.wait()
 
     async def _resume(self) -> None:
         pause = 1.0
