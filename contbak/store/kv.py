@@ -44,19 +44,19 @@ _log = logging.getLogger(__name__)
 
 
 class KvDamaged(StoreError):
-    """The environment returned what was never written.  Quarantine it and open it again."""
+    """The environment returned what was never written, or ended.  Quarantine it and open it again."""
 
 
 def translate(error: lmdb.Error) -> ContbakError:
     """The error of contbak that says what `error` says."""
     if isinstance(error, lmdb.MapFullError):
         return StoreFull("the index has reached its largest size")
-    code = getattr(error, "code", 0)
-    if isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("there is no space left for the index")
     if isinstance(error, lmdb.BadValsizeError):
         return UsageError(f"a key has 1 to {MAX_KEY} bytes")
-    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
+    damage = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+    if isinstance(error, (*damage, lmdb.PanicError)):  # after a panic lmdb refuses all until it is opened anew
         return KvDamaged(f"the index is damaged: {error}")
     return StoreError(f"the index cannot be used: {error}")
 

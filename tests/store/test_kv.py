@@ -480,6 +480,24 @@ def test_quarantine(path: Path) -> None:
     assert sorted(other.name for other in path.parent.glob("*.damaged-*")) == [f"index.damaged-{n}" for n in (4, 5, 6)]
 
 
+def test_a_panic_is_damage(kv: Kv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmdb refuses everything after it; only who hears of damage opens the environment anew."""
+
+    class Panicking:
+        def begin(self, **_: object) -> None:
+            raise lmdb.PanicError("planted")
+
+        def close(self) -> None:
+            real.close()
+
+    real = kv._env
+    monkeypatch.setattr(kv, "_env", Panicking())
+    with pytest.raises(KvDamaged), kv.read():
+        pass
+    with pytest.raises(KvDamaged), kv.write():
+        pass
+
+
 def test_a_row_that_is_not_what_was_written(path: Path) -> None:
     filled(path)
     with RawWriter(path) as raw:
