@@ -22,6 +22,7 @@ from contbak.core.invite import Invite, parse
 _PROGRAM = (sys.executable, "-m", "relay.cli")
 _READY_S = 60.0
 _STOP_S = 15.0
+_PROBE_S = 1.0
 
 
 def create(home: Home, vault_name: str, store: str | None = None) -> Invite:
@@ -78,6 +79,7 @@ def serving(home: Home) -> Iterator[None]:
 
 def _answers(home: Home) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)  # a relay that hangs accepts nobody, and a full backlog blocks
         try:
             probe.connect(str(home.relay_socket))
         except OSError:

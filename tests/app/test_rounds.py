@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import time
 from pathlib import Path
 
@@ -65,3 +66,13 @@ def test_an_embedded_relay_comes_back_when_the_machine_was_short_of_processes(
             await relay.stop()
 
     asyncio.run(run())
+
+
+def test_a_relay_that_hangs_does_not_answer(place: Place) -> None:
+    """It listens and accepts nobody: whoever asks must not wait for it without end."""
+    place.home.relay_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as hung, socket.socket(socket.AF_UNIX) as first:
+        hung.bind(str(place.home.relay_socket))
+        hung.listen(0)
+        first.connect(str(place.home.relay_socket))
+        assert not embedded._answers(place.home)
