@@ -51,10 +51,14 @@ class _OnDisk:
 
 
 class Reconciler:
-    """One pass over one vault.  open_index: opens the vault's index, which is empty if it was set aside."""
+    """One pass over one vault.  open_index: opens the vault's index, which is empty if it was set aside;
+    admin_public: the key of the vault's owner, who vouches for its devices."""
 
-    def __init__(self, vault: VaultId, stores: Stores, open_index: Callable[[], Index]) -> None:
+    def __init__(
+        self, vault: VaultId, stores: Stores, open_index: Callable[[], Index], admin_public: bytes
+    ) -> None:
         self._vault = vault
+        self._admin_public = admin_public
         self._stores = stores
         self._open_index = open_index
         self._synced: set[Path] = set()
@@ -214,18 +218,33 @@ class Reconciler:
                     header = file.header(place.offset)
                     body = file.read(place.offset + len(header.raw), header.length - len(header.raw))
                 signed = commits.decode(frame.decode_commit(header, body))
-                if signed.commit.vault == self._vault and not self._lacks(index, signed):
-                    found[CommitId(id_)] = int(path.stat().st_mtime * 1000), signed
+                if self._is_ours(signed, place) and not self._lacks(index, signed):
+                    found[signed.id] = int(path.stat().st_mtime * 1000), signed
             except (FormatError, NotFound):
                 continue
+        if not found:
+            return
+        # The notes of lost records may still be there, and their positions stay theirs.
+        last = max([index.last_position(), *(position for position, _ in self._order().values())])
         for received_ms, signed in sorted(found.values(), key=lambda row: (row[1].commit.sequence, row[0])):
-            position = index.last_position() + 1
             name = commit_name(self._vault, signed.device, signed.commit.sequence, signed.id)
             self._put(name, signed.raw)
-            self._put(order_name(self._vault, position), order_note(signed.id, received_ms))
-            index.add_commit(_row(signed, position, received_ms))
+            last += 1
+            self._put(order_name(self._vault, last), order_note(signed.id, received_ms))
+            index.add_commit(_row(signed, last, received_ms))
             self.findings.commits_added += 1
             self.findings.healed += 1
+
+    def _is_ours(self, signed: Signed, place: Place) -> bool:
+        """Whether the record may enter the history: a pack may hold what no commit request ever showed."""
+        try:
+            commits.check_vouched(signed, self._admin_public)
+            if signed.commit.vault != self._vault:
+                raise FormatError("the record is of another vault")
+        except FormatError as error:
+            self._strange(f"the copy of a commit record in pack {place.pack.hex()} was left alone: {error}")
+            return False
+        return True
 
     def _lacks(self, index: Index, signed: Signed) -> bool:
         def header(place: Place) -> frame.Header:

@@ -111,7 +111,7 @@ class Service:
             record = self.registry.vault(vault)
             if record is None:
                 raise denied("this relay keeps no such vault")
-            reconciler = Reconciler(vault, self.stores, lambda: self._open_index(vault))
+            reconciler = Reconciler(vault, self.stores, lambda: self._open_index(vault), record.admin_public)
             index = reconciler.run()
             self._count(reconciler.findings)
             made = Intake(record, self.stores, index, self.identity.seed, _now_ms)

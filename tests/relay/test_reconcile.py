@@ -6,6 +6,7 @@ import random
 import pytest
 
 from contbak.core import commit
+from contbak.core.crypto import vouch
 from relay import reconcile, stores
 from relay.index import Index
 from relay.intake import Intake
@@ -29,8 +30,12 @@ class Two:
 
     def open(self):
         opened = Stores(tuple(map(str, self.stores)), 0)
-        index = Reconciler(self.device.vault, opened, lambda: Index(self.top / "index", lambda _: None)).run()
         keys = self.device.keys
+
+        def make():
+            return Index(self.top / "index", lambda _: None)
+
+        index = Reconciler(self.device.vault, opened, make, keys.admin_public).run()
         return Intake(Vault(1, keys.read_public, keys.admin_public, "x"), opened, index, bytes(32), lambda: 1000)
 
     def send(self, device, count):
@@ -100,3 +105,26 @@ def test_names_are_durable_before_the_index_promises_them(two, monkeypatch):
     records = {folder for folder in folders if folder.parent.name == "commits"}
     assert len(packs) >= 1 and packs <= set(done[: done.index("add_packs")])
     assert records and records <= set(done[: done.index("add_commits")])
+
+
+def test_only_vouched_records_of_this_vault_come_back(two, caplog):
+    """A metadata pack may carry copies of anything; only what the owner vouches for is history.  The note of the
+    record that is lost for good keeps its position."""
+    device = two.device
+    two.send(device, 1)
+    data, stranger = device.data(2), Device(random.Random(2))
+    tree = device.tree(data.ids)
+    other = device.second()
+    alien = vouch(stranger.owner.admin_seed, device.vault, other.id)
+    forged = other.record(tree.ids[0], vouch=alien)
+    elsewhere = stranger.record(tree.ids[0])
+    genuine = other.record(tree.ids[0])
+    copies = device.tree(data.ids, copies=[forged.raw, elsewhere.raw, genuine.raw])
+    intake = two.open()
+    for packed in (data, tree, copies):
+        two.put(intake, device, packed)
+    intake.close()
+    first = two.accepted[0]
+    next(path for path in two.top.rglob("commits/*/*") if path.name.endswith(first.hex())).unlink()
+    assert [(at, id_) for at, _, id_ in two.listed()] == [(2, genuine.id)]
+    assert caplog.text.count("was left alone") == 2
