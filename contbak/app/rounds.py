@@ -100,10 +100,10 @@ class Rounds:
     async def _round(self, source: Source) -> bool:
         """One batch of one source; False if there was nothing to do or it went wrong."""
         self._current = self._requests.pop(source.name, [])
-        work = await self._next_work(source)
-        if not work.changes and not work.gaps and not self._current:
-            return False
         try:
+            work = await self._next_work(source)
+            if not work.changes and not work.gaps and not self._current:
+                return False
             answer = await self._agent.protect(source, work)
         except StartedOver as error:
             await self._doubt_everything(error)
@@ -146,7 +146,7 @@ class Rounds:
     async def _doubt_everything(self, error: StartedOver) -> None:
         self._say(str(error))
         for source in list(self._lookout.sources.values()):
-            await self._lookout.open_gap(source, b"", "the relay knows another history")
+            await self._lookout.doubt(source, b"", "the relay knows another history")
 
     def _on_local(self, signed: Signed, last: bool) -> None:
         for request in self._current if last else ():

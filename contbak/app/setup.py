@@ -69,10 +69,12 @@ async def recover(home: Home, place: str, code: str, name: str, adopt: bool) -> 
     """
     root = recovery.decode(code)
     owner = OwnerKeys.from_root(root)
-    seed = _known_seed(home, owner.writer.vault)
-    known = load_relay(home) if seed is not None else None
+    known = _known_keys(home, owner.writer.vault)
+    relay_before = load_relay(home) if known is not None else None
+    if relay_before is not None and relay_before.embedded:
+        raise Refused("this machine's own vault is here; nothing needs to be recovered")
     home.make()
-    seed = seed or os.urandom(32)
+    seed = os.urandom(32) if known is None else known.device_seed
     if place.startswith((f"{invites.SCHEME}://", f"{invites.SOCKET_SCHEME}://")):
         relay = await _pair(invites.parse(place), owner, seed, name)
         relay = _with_read_only(relay, not adopt)
@@ -83,9 +85,8 @@ async def recover(home: Home, place: str, code: str, name: str, adopt: bool) -> 
                 "a bare store directory cannot be written to; start a relay on it ('contbak-relay init --store DIR') "
                 "and recover from its invite"
             )
-    if known is not None and known.embedded:
-        raise Refused("this machine's own vault is here; nothing needs to be recovered")
-    keyfile.save(home.keys, _record(owner, seed, name, root, None))
+    if known is None or known.write_only:  # else the root is here already, perhaps under a passphrase
+        keyfile.save(home.keys, _record(owner, seed, name, root, None))
     save_relay(home, relay)
 
 
@@ -105,15 +106,15 @@ def _with_read_only(relay: RelayFile, read_only: bool) -> RelayFile:
     )
 
 
-def _known_seed(home: Home, vault: VaultId) -> bytes | None:
-    """The device key if this machine belongs to the vault already.  Raises Refused if it belongs to another."""
+def _known_keys(home: Home, vault: VaultId) -> keyfile.Keys | None:
+    """The keys if this machine belongs to the vault already.  Raises Refused if it belongs to another."""
     try:
         keys = keyfile.load(home.keys)
     except NotInitialised:
         return None
     if keys.writer.vault != vault:
         raise Refused(f"another vault is set up in {home.keys}; set CONTBAK_HOME to an empty directory")
-    return keys.device_seed
+    return keys
 
 
 def _from_directory(place: str, owner: OwnerKeys) -> RelayFile:
