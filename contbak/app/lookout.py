@@ -122,7 +122,8 @@ class Lookout:
             due = [timer for d in self._debouncers.values() if (timer := d.get_timer()) is not None]
             wait = max(0.0, min(due) - time.monotonic()) if due else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), wait)
+                async with asyncio.timeout(wait):  # wait_for would lose a cancel that comes with the event
+                    await self._stirred.wait()
             self._stirred.clear()
             for name, debouncer in list(self._debouncers.items()):
                 settled = debouncer.settled(time.monotonic())

@@ -233,7 +233,8 @@ class Uplink:
         """Waits, but not longer than until there is new work."""
         self._stir.clear()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stir.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for would lose a cancel that comes with the event
+                await self._stir.wait()
 
     async def _spell(self) -> None:
         """Works as long as the relay answers.  Raises Unreachable and whatever else a retry may cure."""
