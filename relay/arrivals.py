@@ -2,12 +2,14 @@
 
 Rules: a segment is written only after it was verified; nothing here is durable, so after a restart the bytes that
 are there are verified again.  The plan stands at the end of the file from the beginning, where the sealed pack has
-it.  A file that nobody added to for a week is removed: its sender still has it all.
+it.  A file that nobody added to for a week is removed: its sender still has it all.  So are abandoned ones when too
+many of a vault are arriving: first those without a segment, then those idle for an hour, the oldest of them first.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +28,8 @@ from relay.stores import Stores
 _OPEN_MAX = 64
 _ARRIVING_MAX = 256
 _KEEP_S = 7 * 86_400
+_BARE_S = 60.0  # a plan of which no segment came for so long is abandoned
+_IDLE_S = 3600.0
 
 
 class Arrival:
@@ -63,6 +67,11 @@ class Arrival:
         return self._receiver.bitmap()
 
     @property
+    def bare(self) -> bool:
+        """Whether not one segment is there."""
+        return not any(self._receiver.bitmap())
+
+    @property
     def complete(self) -> bool:
         return self._receiver.complete
 
@@ -85,6 +94,7 @@ class Arrivals:
         self._vault = vault
         self._lock = Lock()
         self._known: OrderedDict[PackId, Arrival] = OrderedDict()
+        self._bare: set[Path] = set()  # files that were closed before a segment came
 
     def start(self, plan: Plan) -> Arrival:
         """The arrival of the pack, begun or resumed.  Raises StoreFull, StoreError."""
@@ -99,10 +109,7 @@ class Arrivals:
     def drop(self, arrival: Arrival) -> None:
         """Ends an arrival and removes what is left of its file."""
         with self._lock:
-            self._known.pop(arrival.plan.root, None)
-            arrival.close()
-            with suppress(FileNotFoundError):
-                arrival.path.unlink()
+            self._drop(arrival.path, arrival)
 
     def close(self) -> None:
         with self._lock:
@@ -112,9 +119,11 @@ class Arrivals:
 
     def _find(self, root: PackId) -> Arrival | None:
         known = self._known.get(root)
-        if known is not None:
+        if known is not None and known.path.is_file():
             self._known.move_to_end(root)
             return known
+        if known is not None:  # swept away
+            self._drop(known.path, known)
         for store in self._stores.all():
             path = store.path_of(self._name(root))
             if path.is_file():
@@ -125,16 +134,47 @@ class Arrivals:
 
     def _keep(self, arrival: Arrival) -> Arrival:
         self._known[arrival.plan.root] = arrival
+        self._bare.discard(arrival.path)
         for root, other in list(self._known.items()):
             if len(self._known) <= _OPEN_MAX:
                 break
             if other is not arrival and not other.sealing.locked():
                 other.close()
                 del self._known[root]
+                if other.bare:  # after its end, so this stays true
+                    self._bare.add(other.path)
         return arrival
 
+    def _drop(self, path: Path, arrival: Arrival | None) -> None:
+        if arrival is not None:
+            if self._known.get(arrival.plan.root) is arrival:
+                del self._known[arrival.plan.root]
+            arrival.close()
+        self._bare.discard(path)
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+    def _make_room(self, now: float) -> bool:
+        """Drops one abandoned arrival; returns whether there was one.  now: Unix seconds."""
+        known = {arrival.path: arrival for arrival in self._known.values()}
+        abandoned: list[tuple[bool, float, Path]] = []
+        for store in self._stores.all():
+            for name, _ in store.list(self._prefix()):
+                path = store.path_of(name)
+                arrival = known.get(path)
+                bare = path in self._bare if arrival is None else arrival.bare
+                with suppress(FileNotFoundError):
+                    since = path.stat().st_mtime
+                    if since <= now - (_BARE_S if bare else _IDLE_S) and not (arrival and arrival.sealing.locked()):
+                        abandoned.append((not bare, since, path))
+        if abandoned:
+            path = min(abandoned)[2]
+            self._drop(path, known.get(path))
+        return bool(abandoned)
+
     def _create(self, plan: Plan) -> Arrival:
-        if sum(self._count(store) for store in self._stores.all()) >= _ARRIVING_MAX:
+        count = sum(self._count(store) for store in self._stores.all())
+        if count >= _ARRIVING_MAX and not self._make_room(time.time()):
             raise StoreFull("too many packs of this vault are arriving; seal some first")
         for store in self._stores.roomy(plan.file_len):
             path = store.path_of(self._name(plan.root))
@@ -152,10 +192,13 @@ class Arrivals:
         raise StoreFull("no store of this relay has room")
 
     def _count(self, store: PosixStore) -> int:
-        return sum(1 for _ in store.list(f"incoming/{self._vault.hex()}-"))
+        return sum(1 for _ in store.list(self._prefix()))
+
+    def _prefix(self) -> str:
+        return f"incoming/{self._vault.hex()}-"
 
     def _name(self, root: PackId) -> str:
-        return f"incoming/{self._vault.hex()}-{root.hex()}.part"
+        return f"{self._prefix()}{root.hex()}.part"
 
 
 def sweep(stores: Stores, now: float) -> int:

@@ -79,7 +79,7 @@ class Service:
     def start(self) -> None:
         """Opens every vault.  Raises StoreError."""
         (self._top / "index").mkdir(0o700, exist_ok=True)
-        arrivals.sweep(self.stores, time.time())
+        self.sweep()
         for vault in sorted({v.id for v in self.registry.vaults()} | self.stores.vaults()):
             self._learn_vault(vault)
             self._opened(vault)
@@ -89,6 +89,10 @@ class Service:
             for intake in self._intakes.values():
                 intake.close()
             self._intakes.clear()
+
+    def sweep(self) -> None:
+        """Removes what stopped arriving long ago.  Raises StoreError."""
+        arrivals.sweep(self.stores, time.time())
 
     def use(self, vault: VaultId, verb: Callable[[Intake], T]) -> T:
         """Does `verb` with the vault; an index that turns out damaged is made again and the verb repeated."""

@@ -371,6 +371,36 @@ def test_many_arrivals_hold_few_files_open(tmp_path, device):
     assert not list((tmp_path / "store" / "incoming").iterdir())
 
 
+def test_abandoned_arrivals_make_room(tmp_path, device, monkeypatch):
+    """Those without a segment first, then those idle for an hour; never one that someone still sends."""
+    monkeypatch.setattr(arrivals, "_ARRIVING_MAX", 4)
+    monkeypatch.setattr(arrivals, "_OPEN_MAX", 2)  # the older ones are known by their files only
+    stores.create(tmp_path / "store")
+    many = arrivals.Arrivals(stores.Stores((str(tmp_path / "store"),), 0), device.vault)
+
+    def begin(packed, age, segments):
+        arrival = many.start(packed.plan)
+        if segments:
+            arrival.take(0, packed.segments(0))
+        then = arrival.path.stat().st_mtime - age
+        os.utime(arrival.path, (then, then))
+        return packed.plan.root
+
+    old, bare, idle, fresh = (
+        begin(device.data(40, 10_000), age, segments)
+        for age, segments in ((9000, True), (100, False), (7000, True), (3000, True))
+    )
+    for gone, left in ((bare, [old, idle, fresh]), (old, [idle, fresh]), (idle, [fresh])):
+        begin(device.data(1, 10), 0, False)
+        assert many.get(gone) is None and all(many.get(root) is not None for root in left)
+    with pytest.raises(StoreFull):
+        many.start(device.data(1, 10).plan)
+    path = many.get(fresh).path
+    path.unlink()  # by the sweep
+    assert many.get(fresh) is None
+    many.close()
+
+
 
 
 def test_an_open_node_met_twice_leaves_both_parents_open(graph):
