@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -26,6 +27,8 @@ from relay.service import Service
 from relay.web import Server
 
 END_S = 10.0
+SWEEP_S = 3600.0
+_FEW_FILES = 256
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +45,7 @@ def run(top: Path, options: Options) -> None:
     """Serves until told to end.  Raises ContbakError."""
     config = configs.load(top)
     identity = load(top)
+    raise_nofile()
     held = lock.take(top, options.wait_s)
     try:
         asyncio.run(_serve(top, config, identity, options))
@@ -59,6 +63,7 @@ async def _serve(top: Path, config: Config, identity: Identity, options: Options
     service = Service(top, config, identity)
     loop.add_signal_handler(signal.SIGHUP, lambda: _reload(top, service))
     server = Server(service, END_S)
+    sweeping = asyncio.create_task(_sweep(service))
     try:
         await loop.run_in_executor(None, service.start)
         listening = await _listen(top, config, identity, options, server)
@@ -67,10 +72,30 @@ async def _serve(top: Path, config: Config, identity: Identity, options: Options
         await stop.wait()
         notify("STOPPING=1")
     finally:
+        sweeping.cancel()
         await server.close()
         service.close()
         with suppress(OSError):
             os.unlink(options.socket or config.socket)
+
+
+async def _sweep(service: Service) -> None:
+    """Removes what stopped arriving, again and again."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, service.sweep)
+        except ContbakError as error:
+            _log.warning("abandoned packs were not removed: %s", error)
+
+
+def raise_nofile() -> None:
+    """Lets this process open as many files as it may: each connection needs one, and so do packs and indexes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems cap below what they call the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _FEW_FILES:
+        _log.warning("this process may open only %d files at once; few connections will be served", soft)
 
 
 async def _listen(top: Path, config: Config, identity: Identity, options: Options, server: Server) -> list[str]:

@@ -24,6 +24,7 @@ from contbak.core.errors import ContbakError, FormatError
 from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN
 from contbak.core.names import ID_LEN, CommitId, PackId, from_hex
 from relay import problem
+from relay.door import Door
 from relay.intake import Intake
 from relay.problem import Problem, malformed
 from relay.service import Service
@@ -40,6 +41,7 @@ _MSGPACK = "application/msgpack"
 _BYTES = "application/octet-stream"
 _THREADS = 6
 _BACKLOG = 256
+_IDLE_S = 30.0  # for a connection without a request, also for one whose head does not come to an end
 _LINGER_S = 2.0  # for a refused client to read why before the connection is gone
 
 _log = logging.getLogger(__name__)
@@ -56,12 +58,14 @@ class Web:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.busy: set[object] = set()
+        """The protocols of the connections on which a request is under way."""
         self._quick = ThreadPoolExecutor(_THREADS, "quick")
         self._heavy = ThreadPoolExecutor(_THREADS, "heavy")
 
     def app(self) -> web.Application:
         """The application to serve."""
-        app = web.Application(middlewares=[_answer_errors], client_max_size=IDS_MAX)
+        app = web.Application(middlewares=[self._mark_busy, _answer_errors], client_max_size=IDS_MAX)
         app.router.add_routes(
             [
                 web.post("/v1/join", self._join),
@@ -87,6 +91,15 @@ class Web:
         """Waits for the work that is under way."""
         self._quick.shutdown()
         self._heavy.shutdown()
+
+    @web.middleware
+    async def _mark_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.protocol
+        self.busy.add(connection)
+        try:
+            return await handler(request)
+        finally:
+            self.busy.discard(connection)
 
     # -- admission
 
@@ -205,6 +218,7 @@ class Server:
 
     def __init__(self, service: Service, end_s: float) -> None:
         self._web = Web(service)
+        self._door: Door | None = None
         _http_log.addFilter(_Readable())
         self._runner = web.AppRunner(
             self._web.app(),
@@ -212,7 +226,7 @@ class Server:
             access_log=None,
             auto_decompress=False,
             shutdown_timeout=end_s,
-            keepalive_timeout=75.0,
+            keepalive_timeout=_IDLE_S,
             lingering_time=_LINGER_S,
         )
 
@@ -224,12 +238,15 @@ class Server:
     async def listen_tls(self, host: str, port: int, context: ssl.SSLContext) -> list[str]:
         """Serves on a TCP port (0: a free one) and returns where.  Raises OSError."""
         await self._start()
-        site = web.TCPSite(self._runner, host or None, port, ssl_context=context, backlog=_BACKLOG, reuse_address=True)
-        await site.start()
-        return [f"{address[0]}:{address[1]}" for address in self._runner.addresses if isinstance(address, tuple)]
+        make = self._runner.server
+        assert make is not None
+        self._door = Door(make, self._web.busy, context)
+        return [f"{address[0]}:{address[1]}" for address in await self._door.open(host, port, _BACKLOG)]
 
     async def close(self) -> None:
         """Lets requests end, then ends."""
+        if self._door is not None:
+            await self._door.close()
         await self._runner.cleanup()
         await asyncio.get_running_loop().run_in_executor(None, self._web.close)
 
