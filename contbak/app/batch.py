@@ -17,9 +17,10 @@ from typing import TypeVar
 
 from contbak.app.config import Source
 from contbak.app.stored import Stored
+from contbak.capture.findings import LOST, TOUCHED, Read, Trouble
 from contbak.capture.journal import Change, Gap
 from contbak.capture.proofs import Proof, Proofs, settled_fingerprint, void
-from contbak.capture.scan import LOST, TOUCHED, Read, Scan, Trouble
+from contbak.capture.scan import Scan
 from contbak.core.entry import Entry
 from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished
 from contbak.upload.jobs import Done, Failed
@@ -91,6 +92,8 @@ class Batch:
         self._results: list[tuple[Read, Done, int]] = []
         self._broken: ContbakError | None = None
         self._retry: list[Read] = []
+        self._databases: list[tuple[bytes, bool]] = []
+        """Those in use that were read, with whether SQLite refused: then what lies beside them is saved, else not."""
         self.reread: set[bytes] = set()
         """Files that were to be read even if they looked unchanged, and were."""
 
@@ -111,21 +114,10 @@ class Batch:
             done = not part
             for found in part:
                 rows += 1
-                if isinstance(found, Trouble):
-                    self.tally.failed[found.path] = found.reason
-                else:
-                    size += found.size
-                    await self._submit(found, False)
+                size += await self._take(found)
             await self._stage(thread)
             self.tally.seen, self.tally.unchanged = self._scan.counts.seen, self._scan.counts.unchanged
-        await self._workers.flush()
-        while self._retry:
-            again, self._retry = self._retry, []
-            for found in again:
-                await self._submit(found, True)
-            await self._workers.flush()
-        await asyncio.sleep(0)  # the callbacks of the last futures
-        await self._stage(thread)
+        await self._read_out(thread, done)
         if done:
             await _in(thread, self._scan.finish)
         await _in(thread, self._proofs.flush)
@@ -133,11 +125,38 @@ class Batch:
             raise self._broken
         return done
 
+    async def _read_out(self, thread: InThread[object], done: bool) -> None:
+        """Until all that was found is read and staged; if all is looked at (`done`), with what turns up by that."""
+        while True:
+            await self._workers.flush()
+            await asyncio.sleep(0)  # the callbacks of the last futures
+            await self._stage(thread)
+            again, self._retry = self._retry, []
+            more = await _in(thread, self._look_at_logs) if done and self._databases else []
+            if not again and not more:
+                return
+            for retried in again:
+                await self._submit(retried, True)
+            for found in more:
+                await self._take(found)
+
+    async def _take(self, found: Read | Trouble) -> int:
+        """Has it read or reports it; returns the bytes to read."""
+        if isinstance(found, Trouble):
+            self.tally.failed[found.path] = found.reason
+            return 0
+        await self._submit(found, False)
+        return found.size
+
     def _look(self) -> Iterator[Read | Trouble]:
         for gap in self.work.gaps:
             yield from self._scan.look(gap.path, subtree=True)
         for change in self.work.changes:
             yield from self._scan.look(change.path, change.subtree, LOST if change.forced else TOUCHED)
+
+    def _look_at_logs(self) -> list[Read | Trouble]:
+        databases, self._databases = self._databases, []
+        return [found for path, refused in databases for found in self._scan.look_at_logs(path, refused)]
 
     async def _submit(self, found: Read, allow_torn: bool) -> None:
         asked_ns = time.time_ns()
@@ -169,7 +188,11 @@ class Batch:
     def _stage_all(self, results: list[tuple[Read, Done, int]]) -> None:
         for found, done, asked_ns in results:
             entry, fingerprint = done.entry, done.fingerprint
-            fingerprint = void(fingerprint) if done.torn else settled_fingerprint(fingerprint, asked_ns)
+            if done.torn and not Proof(fingerprint).refused:
+                fingerprint = void(fingerprint)
+            fingerprint = settled_fingerprint(fingerprint, asked_ns)
+            if Proof(fingerprint).in_use:
+                self._databases.append((found.path, not done.database))
             if found.path in self._lost:
                 self.reread.add(found.path)
             try:

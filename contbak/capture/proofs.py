@@ -21,6 +21,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from contbak.capture import whereabouts
+from contbak.capture.sqlite import REFUSED
 from contbak.capture.whereabouts import Mark
 from contbak.core import codec
 from contbak.core.entry import Entry
@@ -41,6 +42,7 @@ _DIRECTORY_CTIME_END = 27
 class Proof(NamedTuple):
     """The stat (a fingerprint of capture.attributes) that the copy of one name was made from.
 
+    That of a database in use is followed by a mark of the files beside it (capture.sqlite).
     `directory`: the directory's own id, b"" for anything else.
     """
 
@@ -56,6 +58,20 @@ class Proof(NamedTuple):
     def size(self) -> int:
         """Bytes of a regular file, 0 for anything else."""
         return _FILE.unpack_from(self.fingerprint)[3] if stat.S_ISREG(self.mode) else 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it is of a database that was in use when it was copied."""
+        return len(self.fingerprint) > _FILE.size
+
+    def shows(self, now: bytes) -> bool:
+        """Whether nothing has changed if the fingerprint is `now`."""
+        return self.fingerprint == now or (self.refused and self.fingerprint == now + REFUSED)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it is of one of which SQLite made no copy."""
+        return self.fingerprint[_FILE.size :].endswith(REFUSED)
 
     @property
     def stamps(self) -> tuple[int, ...]:
@@ -218,10 +234,7 @@ class Proofs:
     # -- staging ----------------------------------------------------------------------------------------------
 
     def stage(self, dir_id: bytes, name: bytes, proof: Proof, entry: Entry) -> None:
-        """The next commit will hold `entry`.  Raises FormatError, and has not taken it, if no tree may hold it.
-
-        That is found out here, one by one: later it would be the end of the whole commit.
-        """
+        """The next commit will hold `entry`.  Raises FormatError, and has not taken it, if no tree may hold it."""
         raw = checked((dir_id, name), entry)
         mark = proof.mark
         if mark.directory:
@@ -350,7 +363,7 @@ def checked(key: Key, entry: Entry) -> bytes:
 
 def void(fingerprint: bytes) -> bytes:
     """A fingerprint that no file has, with the same mode, size and inode number."""
-    at = _DIRECTORY_CTIME_END if len(fingerprint) == _DIRECTORY.size else len(fingerprint) - 1
+    at = _DIRECTORY_CTIME_END if len(fingerprint) == _DIRECTORY.size else _FILE.size - 1
     return fingerprint[:at] + b"\xff" + fingerprint[at + 1 :]
 
 

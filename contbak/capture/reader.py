@@ -7,6 +7,9 @@ Rules:
 - Never mapped: a file that shrinks under a mapping kills the process.  Never followed if it is a symlink.
 - One window per Reader serves all files, so a Reader belongs to one thread.
 
+- A database in use is SQLite's to copy.  Where it refuses, the file is read as it is and labelled torn, for what lies
+  beside it belongs to it.
+
 It does not hash, chunk or keep anything: the consumer does.  A program that writes through a shared mapping
 moves the time stamps late, and no reader can see such a change before.
 """
@@ -50,7 +53,8 @@ class ReadResult:
 
     entry        the file's attributes, read through the same descriptor; `content` is nil; `size` and `extents`
                  describe the data that was handed over, `flags` is TORN if it may mix several states
-    fingerprint  of the stat before reading: while the file has it, it need not be read again
+    fingerprint  of the stat before reading: while the file has it, it need not be read again.  That of a database in
+                 use is longer, by `sqlite.use_mark`
     length       bytes handed over: the sum of the extents, or the size if there are none
     attempts     how often it was read, 1 or more
     database     the data is SQLite's own copy, the attributes are the file's
@@ -99,12 +103,14 @@ class Reader:
         void then.  What `consume` raises passes through.
         """
         databases = self._scratch is not None
+        mark = b""
         attempt = 1
         while True:
             patient = allow_torn and attempt == self._tries
             try:
                 with _opened(path, dir_fd) as fd:
-                    return self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt)
+                    result = self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt)
+                return _as_refused(result, mark) if mark else result
             except _Changed:
                 if attempt == self._tries:
                     raise Unsettled(path, "it changed each time it was read") from None
@@ -115,6 +121,7 @@ class Reader:
                 if copied is not None:
                     return copied
                 databases = False  # SQLite refuses: read it like any file
+                mark = sqlite.use_mark(_absolute(path, dir_fd))
 
     def _read_once(self, this: _Pass, consume: Consume, attempt: int) -> ReadResult:
         entry = stat_entry(this.fd, this.st)
@@ -135,6 +142,7 @@ class Reader:
         with _opened(path, dir_fd) as fd:
             st = _look(path, fd)
             entry = stat_entry(fd, st)
+            mark = sqlite.use_mark(_absolute(path, dir_fd))
             copy = sqlite.snapshot(_absolute(path, dir_fd), self._scratch)
             if copy is None:
                 return None
@@ -143,7 +151,7 @@ class Reader:
                 came = self._window.stream(path, copy, ((0, size),), consume, lambda view, final, short: None)
             finally:
                 os.close(copy)
-        return ReadResult(with_fields(entry, size=came), fingerprint(st), came, 1, database=True)
+        return ReadResult(with_fields(entry, size=came), fingerprint(st) + mark, came, 1, database=True)
 
 
 class _Pass:
@@ -214,6 +222,17 @@ def _settled(path: bytes, fd: int) -> os.stat_result:
 
 def _moment(st: os.stat_result) -> tuple[int, ...]:
     return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_nlink
+
+
+def _as_refused(result: ReadResult, mark: bytes) -> ReadResult:
+    """Of a database in use: the file alone is not the whole truth.
+
+    If nothing changes it need not be read again, lest our trying of SQLite, which is an event, has no end.
+    """
+    if result.torn:
+        mark = os.urandom(len(mark))  # it did change
+    entry = with_fields(result.entry, flags=TORN)
+    return ReadResult(entry, result.fingerprint + mark + sqlite.REFUSED, result.length, result.attempts)
 
 
 def _shortened(extents: Extents | None, came: int) -> dict[str, object]:

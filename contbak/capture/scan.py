@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Generator
 
 from contbak.capture.attributes import fingerprint, stat_entry, with_fields
+from contbak.capture.databases import LOGS, database_beside, databases_among, is_left_out, is_side
+from contbak.capture.findings import LOST, TOUCHED, Counts, Found, How, Read, Trouble
 from contbak.capture.identity import Identities, Key
 from contbak.capture.links import Links
 from contbak.capture.listing import MARKERS, listed, marker_in
 from contbak.capture.proofs import Proof, Proofs, checked
+from contbak.capture.sqlite import use_mark
 from contbak.core.entry import DIRECTORY, Entry
 from contbak.core.errors import FormatError, SourceError, Vanished
 from contbak.core.names import TOP_DIR
@@ -31,41 +32,8 @@ from contbak.core.names import TOP_DIR
 Prune = Callable[[bytes, bool], bool]
 """(path relative to the source, is it a directory) -> leave it out."""
 
-TOUCHED = 1
-"""How much a look doubts a file: an event told of it, so it is read though it looks unchanged."""
-LOST = 2
-"""Its content is needed again: it is read whatever else is known."""
-
 TOP_KEY: Key = (TOP_DIR, b"")
 _REMEMBERED = 10_000
-
-
-class Read(NamedTuple):
-    """A regular file that must be read.  `path` is relative to the source; `known`: there is an older copy."""
-
-    path: bytes
-    dir_id: bytes
-    name: bytes
-    size: int
-    known: bool
-
-
-class Trouble(NamedTuple):
-    """A path that could not be looked at."""
-
-    path: bytes
-    reason: str
-
-
-Found = Iterator[Read | Trouble]
-
-
-@dataclass(slots=True)
-class Counts:
-    """Names looked at, names that had not changed."""
-
-    seen: int = 0
-    unchanged: int = 0
 
 
 class Scan:
@@ -85,6 +53,7 @@ class Scan:
         self._ways_as_of = 0
         self._asked: dict[bytes, tuple[bytes, bytes]] = {}
         self._links = Links(proofs, self._identities)
+        self._logs: set[tuple[bytes, bool]] = set()
         self.counts = Counts()
         self._check_top()
 
@@ -108,12 +77,23 @@ class Scan:
         if way is None:
             return
         dir_id, marker = way
-        yield from self._look_at((dir_id, name), path, marker, (subtree, doubt))
+        yield from self._look_at((dir_id, name), path, marker, How(subtree, doubt))
+        database = database_beside(name)
+        if database:  # an event of our own reading would make an endless loop of a doubt
+            beside = path[: len(path) - len(name)] + database
+            yield from self._look_at((dir_id, database), beside, marker, How(beside=True))
         for key, other in self._links.others():
             way = yield from self._enter(other.rpartition(b"/")[0])
             if way is not None and way[0] == key[0]:
-                yield from self._look_at(key, other, way[1], (False, min(doubt, TOUCHED)))
+                yield from self._look_at(key, other, way[1], How(doubt=min(doubt, TOUCHED)))
         self._links.forget()
+
+    def look_at_logs(self, path: bytes, refused: bool) -> Found:
+        """Compares what lies beside the database in use at `path`; `refused`: SQLite made no copy of it."""
+        if (path, refused) not in self._logs:
+            self._logs.add((path, refused))
+            for ending in LOGS:
+                yield from self.look(path + ending)
 
     @property
     def links_wanted(self) -> bool:
@@ -200,7 +180,7 @@ class Scan:
         if isinstance(st, Trouble):
             return None
         if st is None or not stat.S_ISDIR(st.st_mode) or self._left_out(path, st, marker):
-            yield from self._compare(key, path, st, marker, (False, 0))
+            yield from self._compare(key, path, st, marker, How())
             return None
         own, fresh = yield from self._directory(key, path, st, self._proofs.find(*key))
         if own is not None and fresh:
@@ -215,41 +195,43 @@ class Scan:
 
     # -- one name ---------------------------------------------------------------------------------------------
 
-    def _look_at(self, key: Key, path: bytes, marker: bytes | None, how: tuple[bool, int]) -> Found:
+    def _look_at(self, key: Key, path: bytes, marker: bytes | None, how: How) -> Found:
         st = yield from self._stat(path)
         if not isinstance(st, Trouble):
             yield from self._compare(key, path, st, marker, how)
 
     def _compare(
-        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: tuple[bool, int]
+        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: How
     ) -> Found:
-        """`how`: (subtree, doubt)."""
-        if st is None or self._left_out(path, st, marker):
+        if st is None or self._left_out(path, st, marker) or self._is_left_beside(key, path, st):
             self._gone(key)
             return
         self.counts.seen += 1
         proof = self._proofs.find(*key)
-        subtree, doubt = how
         if not stat.S_ISDIR(st.st_mode):
-            yield from self._leaf(key, path, st, proof, doubt)
+            yield from self._leaf(key, path, st, proof, how)
             return
         own, fresh = yield from self._directory(key, path, st, proof)
-        if own is not None and (subtree or fresh):
+        if own is not None and (how.subtree or fresh):
             yield from self._beneath(path, own)
 
-    def _leaf(self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None, doubt: int = 0) -> Found:
-        now = fingerprint(st)
-        if proof is not None and proof.fingerprint == now and not (doubt and stat.S_ISREG(st.st_mode)):
+    def _leaf(self, key: Key, path: bytes, st: os.stat_result, proof: Proof | None, how: How) -> Found:
+        stamp = now = fingerprint(st)
+        is_file = stat.S_ISREG(st.st_mode)
+        if is_file and (how.beside or (proof is not None and proof.in_use)):
+            now += use_mark(self._absolute(path))
+        if proof is not None and proof.shows(now) and not (how.doubt and is_file):
             self.counts.unchanged += 1
             return
         if proof is not None and proof.directory:
             self._identities.detach(proof.directory)
-        if stat.S_ISREG(st.st_mode):
+        if is_file:
             self._links.note(key, st, proof)
-            if doubt == LOST or self._asked.get(path) != (key[0], now):  # a new directory may come with the files in it
+            # a new directory may come with the files in it
+            if how.doubt == LOST or self._asked.get(path) != (key[0], stamp):
                 if len(self._asked) >= _REMEMBERED:
                     self._asked.clear()
-                self._asked[path] = key[0], now
+                self._asked[path] = key[0], stamp
                 yield Read(path, *key, st.st_size, proof is not None)
             return
         if proof is not None:
@@ -332,6 +314,7 @@ class Scan:
         prefix = path + b"/" if path else b""
         known = self._proofs.children(dir_id)
         counts, prune = self.counts, self._prune
+        databases = databases_among(entries)
         for entry in entries:
             name = entry.name
             child = prefix + name
@@ -346,13 +329,15 @@ class Scan:
                 known.pop(name, None)
                 yield Trouble(child, _reason(error))
                 continue
+            if databases and self._is_left_beside((dir_id, name), child, st):
+                continue
             proof = known.pop(name, None)
             counts.seen += 1
             if not stat.S_ISDIR(st.st_mode):
-                if proof is not None and proof[0] == fingerprint(st):
+                if proof is not None and proof[0] == fingerprint(st) and name not in databases:
                     counts.unchanged += 1
                 else:
-                    yield from self._leaf((dir_id, name), child, st, proof)
+                    yield from self._leaf((dir_id, name), child, st, proof, How(beside=name in databases))
                 continue
             own, _ = yield from self._directory((dir_id, name), child, st, proof)
             if own is not None:
@@ -378,6 +363,11 @@ class Scan:
         if marker is not None and path.rpartition(b"/")[2] != marker:
             return True
         return self._prune(path, stat.S_ISDIR(st.st_mode))
+
+    def _is_left_beside(self, key: Key, path: bytes, st: os.stat_result) -> bool:
+        if not is_side(key[1]) or not stat.S_ISREG(st.st_mode):
+            return False
+        return is_left_out(self._absolute(path), self._proofs.find(key[0], database_beside(key[1])))
 
     def _absolute(self, path: bytes) -> bytes:
         return os.path.join(self._top, path) if path else self._top

@@ -3,6 +3,7 @@
 Rules: only for a database with a -wal or -journal beside it, because the file alone is then not the whole
 truth; without one a plain copy is exact.  No file of the source is created, removed or changed but for the
 locks in its -shm: a log that nobody has open (no -shm) is left to the plain reader, and so is whatever SQLite refuses.
+It opens logs for writing, though, and as root sets their owner again: that makes events, and moves their ctime.
 It does not decide which files are looked at; `database_of` tells the caller that a side file belongs to a database.
 """
 
@@ -11,10 +12,20 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
 from urllib.parse import quote_from_bytes
 
 MAGIC = b"SQLite format 3\0"
+SIDES = (b"-wal", b"-journal", b"-shm")
+"""How the names of the files beside a database end."""
+REFUSED = b"refused"
+"""Ends the mark of a database that was read without SQLite."""
+
+_YOUNG_NS = 20_000_000
+"""A file that changed so lately may change again under the same time stamp."""
 
 _BUSY_S = 5.0
 """How long a writer may keep us waiting for a page."""
@@ -34,7 +45,7 @@ def database_of(path: bytes) -> bytes | None:
     A change of a side file is a change of its database, whose own file may stay untouched for hours.  A side
     file must not be restored next to a copy that `snapshot` made: it would be replayed over it.
     """
-    for ending in (b"-wal", b"-journal", b"-shm"):
+    for ending in SIDES:
         if path.endswith(ending) and len(path) > len(ending):
             database = path.removesuffix(ending)
             return database if _is_database(database) else None
@@ -51,6 +62,22 @@ def side_mark(path: bytes) -> bytes:
             continue
         mark += b"%s %d %d %d;" % (ending, st.st_ino, st.st_size, st.st_mtime_ns)
     return mark
+
+
+def use_mark(path: bytes) -> bytes:
+    """8 bytes that change with what lies beside the database `path` while it is in use; b"" for anything else.
+
+    They belong to the fingerprint, for the database's own file may not change for hours.  Those of a log that was
+    written a moment ago come once only, so that nothing written in the same moment is missed.
+    """
+    if not in_use(path) or not _is_database(path):
+        return b""
+    now, mark = time.time_ns(), side_mark(path)
+    for ending in (b"-wal", b"-journal"):
+        with suppress(OSError):
+            if os.lstat(path + ending).st_mtime_ns > now - _YOUNG_NS:
+                mark += b"%d" % now
+    return blake2b(mark, digest_size=8).digest()
 
 
 def in_use(path: bytes) -> bool:

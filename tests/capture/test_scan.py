@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contbak.capture import scan as scans
+from contbak.capture.findings import LOST, TOUCHED, Read
 from contbak.capture.proofs import TABLES, Proofs
-from contbak.capture.scan import LOST, TOUCHED, Read, Scan
+from contbak.capture.scan import Scan
 from contbak.core.errors import Vanished
 from contbak.core.names import SourceId
 from contbak.store.kv import Kv
