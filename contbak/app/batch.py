@@ -19,7 +19,8 @@ from contbak.app.config import Source
 from contbak.app.stored import Stored
 from contbak.capture.findings import LOST, TOUCHED, Read, Trouble
 from contbak.capture.journal import Change, Gap
-from contbak.capture.proofs import Proof, Proofs, settled_fingerprint, void
+from contbak.capture.proof import Proof, settled_fingerprint, void
+from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Scan
 from contbak.core.entry import Entry
 from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 
 from contbak.capture import sqlite
-from contbak.capture.proofs import Proof
+from contbak.capture.proof import Proof
 
 LOGS = (b"-wal", b"-journal")
 """What a plain copy of a database needs beside it.  The -shm is made anew."""

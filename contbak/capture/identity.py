@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable
 
 from contbak.capture.attributes import fingerprint_of_directory
-from contbak.capture.proofs import Proof, Proofs
+from contbak.capture.proof import Proof
+from contbak.capture.proofs import Proofs
 from contbak.core.names import TOP_DIR
 
 Key = tuple[bytes, bytes]

@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass, field
 
 from contbak.capture.identity import Identities, Key
-from contbak.capture.proofs import Proof, Proofs
+from contbak.capture.proof import Proof
+from contbak.capture.proofs import Proofs
 
 _REMEMBERED = 10_000
 

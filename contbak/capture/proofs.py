@@ -18,11 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from typing import NamedTuple
 
 from contbak.capture import whereabouts
-from contbak.capture.sqlite import REFUSED
-from contbak.capture.whereabouts import Mark
+from contbak.capture.proof import Proof, void
 from contbak.core import codec
 from contbak.core.entry import Entry
 from contbak.core.names import DIR_ID_LEN, SOURCE_ID_LEN, TOP_DIR, DirId, SourceId
@@ -30,69 +28,8 @@ from contbak.core.node import Key, check_entry
 from contbak.store.kv import Kv, Reader, Writer
 
 TABLES = ("clean", "staged", "placed", *whereabouts.TABLES)
-RACY_NS = 20_000_000
-"""No clock that stamps files ticks slower than this."""
 _HEAD = struct.Struct("<BH8s")
 _FLUSH_ROWS = 2_000
-_FILE = struct.Struct("<3I6Q")
-_DIRECTORY = struct.Struct("<3I3Q")
-_DIRECTORY_CTIME_END = 27
-
-
-class Proof(NamedTuple):
-    """The stat (a fingerprint of capture.attributes) that the copy of one name was made from.
-
-    That of a database in use is followed by a mark of the files beside it (capture.sqlite).
-    `directory`: the directory's own id, b"" for anything else.
-    """
-
-    fingerprint: bytes
-    directory: bytes = b""
-
-    @property
-    def mode(self) -> int:
-        """st_mode."""
-        return int.from_bytes(self.fingerprint[:4], "little")
-
-    @property
-    def size(self) -> int:
-        """Bytes of a regular file, 0 for anything else."""
-        return _FILE.unpack_from(self.fingerprint)[3] if stat.S_ISREG(self.mode) else 0
-
-    @property
-    def in_use(self) -> bool:
-        """Whether it is of a database that was in use when it was copied."""
-        return len(self.fingerprint) > _FILE.size
-
-    def shows(self, now: bytes) -> bool:
-        """Whether nothing has changed if the fingerprint is `now`."""
-        return self.fingerprint == now or (self.refused and self.fingerprint == now + REFUSED)
-
-    @property
-    def refused(self) -> bool:
-        """Whether it is of one of which SQLite made no copy."""
-        return self.fingerprint[_FILE.size :].endswith(REFUSED)
-
-    @property
-    def stamps(self) -> tuple[int, ...]:
-        """(size, mtime, ctime) of a regular file; () for anything else."""
-        return _FILE.unpack_from(self.fingerprint)[3:6] if stat.S_ISREG(self.mode) else ()
-
-    @property
-    def inode(self) -> int:
-        """Of a directory; 0 if another file system is mounted there."""
-        return int(_DIRECTORY.unpack_from(self.fingerprint)[5])
-
-    @property
-    def mark(self) -> Mark:
-        """What the indexes are to know of it."""
-        if self.directory:
-            own = b"" if self.directory == TOP_DIR else self.directory
-            return Mark(own, self.inode, 0)
-        if not stat.S_ISREG(self.mode):
-            return Mark(b"", 0, 0)
-        fields = _FILE.unpack_from(self.fingerprint)
-        return Mark(b"", fields[6], fields[7])
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,23 +296,6 @@ def checked(key: Key, entry: Entry) -> bytes:
     """`entry` encoded.  Raises FormatError if no tree may hold it under `key`."""
     check_entry(key, entry)
     return codec.encode(entry)
-
-
-def void(fingerprint: bytes) -> bytes:
-    """A fingerprint that no file has, with the same mode, size and inode number."""
-    at = _DIRECTORY_CTIME_END if len(fingerprint) == _DIRECTORY.size else _FILE.size - 1
-    return fingerprint[:at] + b"\xff" + fingerprint[at + 1 :]
-
-
-def settled_fingerprint(fingerprint: bytes, read_at_ns: int) -> bytes:
-    """The fingerprint to keep of a regular file that was read at `read_at_ns` (time.time_ns before the first byte).
-
-    That is `fingerprint`, or, where the file changed so shortly before that it could change again within the same
-    tick of its clock and look the same, a void one, so that the next look reads it again.  The ctime decides: every
-    change moves it, and unlike the mtime it cannot be set.
-    """
-    ctime = _FILE.unpack_from(fingerprint)[5]
-    return void(fingerprint) if ctime > read_at_ns - RACY_NS else fingerprint
 
 
 def _confirm(rows: Writer, key: bytes, proof: Proof | None) -> None:

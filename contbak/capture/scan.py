@@ -23,7 +23,8 @@ from contbak.capture.findings import LOST, TOUCHED, Counts, Found, How, Read, Tr
 from contbak.capture.identity import Identities, Key
 from contbak.capture.links import Links
 from contbak.capture.listing import MARKERS, listed, marker_in
-from contbak.capture.proofs import Proof, Proofs, checked
+from contbak.capture.proof import Proof
+from contbak.capture.proofs import Proofs, checked
 from contbak.capture.sqlite import use_mark
 from contbak.core.entry import DIRECTORY, Entry
 from contbak.core.errors import FormatError, SourceError, Vanished

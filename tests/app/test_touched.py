@@ -12,7 +12,8 @@ from contbak.app.batch import Work
 from contbak.app.stored import Stored
 from contbak.capture.attributes import with_content
 from contbak.capture.journal import Change
-from contbak.capture.proofs import Proofs, void
+from contbak.capture.proof import void
+from contbak.capture.proofs import Proofs
 from contbak.core.entry import Content, Entry
 from contbak.core.names import TOP_DIR
 from tests.app.test_agent import WHOLE, Place

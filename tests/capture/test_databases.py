@@ -13,7 +13,8 @@ import pytest
 from contbak.capture import sqlite
 from contbak.capture.attributes import fingerprint, stat_entry
 from contbak.capture.findings import TOUCHED
-from contbak.capture.proofs import TABLES, Proof, Proofs, settled_fingerprint, void
+from contbak.capture.proof import Proof, settled_fingerprint, void
+from contbak.capture.proofs import TABLES, Proofs
 from contbak.capture.reader import Reader
 from contbak.capture.scan import Scan
 from contbak.core.names import SourceId
@@ -98,6 +99,20 @@ def test_a_change_of_the_log_is_a_change_of_the_database(place: Place, live: sql
     place.rest()
     place.look(event)
     assert place.look(event, doubt=TOUCHED) == [] and place.saved() == {b"db"}
+
+
+@pytest.mark.parametrize("event", [b"db-wal", b""])
+def test_a_database_that_was_saved_at_rest_is_written_in_its_log(place: Place, event: bytes) -> None:
+    with closing(sqlite3.connect(place.top / "db", isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t(n)")
+    place.rest()
+    assert place.look(b"") == [b"db"] and set(os.listdir(place.top)) == {"db"}
+    before = fingerprint(os.lstat(place.top / "db"))
+    with closing(sqlite3.connect(place.top / "db", isolation_level=None)) as db:
+        db.execute("INSERT INTO t VALUES (1)")
+        assert fingerprint(os.lstat(place.top / "db")) == before
+        assert place.look(event, doubt=TOUCHED) == [b"db"]
 
 
 def test_logs_that_were_saved_are_gone_when_the_database_is_used(place: Place, tmp_path: Path) -> None:

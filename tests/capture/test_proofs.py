@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from contbak.capture.attributes import fingerprint, fingerprint_of_directory, stat_entry, with_content, with_fields
-from contbak.capture.proofs import RACY_NS, TABLES, Proof, Proofs, Totals, settled_fingerprint, void
+from contbak.capture.proof import RACY_NS, Proof, settled_fingerprint, void
+from contbak.capture.proofs import TABLES, Proofs, Totals
 from contbak.core.names import TOP_DIR, SourceId
 from contbak.store.kv import Kv
 from tests.capture.world import content_of

@@ -18,7 +18,8 @@ from typing import Any
 from contbak.capture import whereabouts
 from contbak.capture.attributes import fingerprint, stat_entry, with_content
 from contbak.capture.findings import Read, Trouble
-from contbak.capture.proofs import Proof, Proofs, Totals, _unpack
+from contbak.capture.proof import Proof
+from contbak.capture.proofs import Proofs, Totals, _unpack
 from contbak.capture.scan import Scan
 from contbak.core.entry import DIRECTORY, FILE, INLINE_MAX, SYMLINK, Content, Entry
 from contbak.core.names import TOP_DIR, SourceId

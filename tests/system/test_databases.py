@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,10 @@ def test_what_sqlite_refuses_is_saved_with_its_log_and_labelled(tmp_path: Path, 
     assert len(world.snapshots()) == 1
 
 
+def dumps(world: World, path: Path, text: bytes) -> bool:
+    return world.raw("dump", str(path)) == text
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_our_own_reading_is_no_reason_to_read_again(tmp_path: Path, refused: bool) -> None:
     """SQLite opens logs for writing, which makes events as if somebody had written."""
@@ -174,8 +179,9 @@ def test_our_own_reading_is_no_reason_to_read_again(tmp_path: Path, refused: boo
             world.until(lambda: "other" in in_the_newest(world, path.parent))
             known = len(world.snapshots())
             for turn in range(4):  # longer than an event of our own needs to come round
-                (path.parent / "other").write_text(f"later {turn}")
-                world.until(lambda text=f"later {turn}".encode(): world.raw("dump", str(path.parent / "other")) == text)
+                text = b"later %d" % turn
+                (path.parent / "other").write_bytes(text)
+                world.until(partial(dumps, world, path.parent / "other", text))
             world.settle()
             assert len(world.snapshots()) <= known + 4
             assert world.summary()["bytes_read"] == 0
