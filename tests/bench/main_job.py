@@ -203,7 +203,7 @@ def main() -> None:
         note("find with stat", {"seconds": time.monotonic() - started})
         note("nothing changed", {"seconds": world.summary()["seconds"]})
         world.start()
-        daemon = Daemon(world.home / "run" / "agent.sock")
+        daemon = Daemon(world.places.socket)
         world.run("backup", "--quiet")
         note("one file", one_file(world, source, daemon))
         note("latency", latency(world, source, daemon))

@@ -146,7 +146,7 @@ def as_nobody(target):
 @as_root
 def test_a_user_restores_what_a_user_may(tmp_path):
     """Data, modes and times are right, owners and the like are notes, setuid is left off."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *(each for each in tmp_path.parents if "pytest" in str(each))):
         parent.chmod(0o777)
     pid = os.fork()
     if not pid:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from contbak.app.home import Home
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
 
@@ -29,6 +31,7 @@ class World:
         self.top = top
         self.home = top / "home"
         self.home.mkdir(parents=True, exist_ok=True)
+        self.places = Home(self.home / "config", self.home / "data", self.home / "state", self.home / "run")
         keep = ("PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "HYPOTHESIS_PROFILE")
         self.env = {name: os.environ[name] for name in keep if name in os.environ}
         self.env |= {
@@ -91,7 +94,7 @@ class World:
         """Whether the daemon can be asked things."""
         assert self.daemon is None or self.daemon.poll() is None, "the daemon ended: " + self.log.read_text()
         with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.home / "run" / "agent.sock")) == 0
+            return probe.connect_ex(str(self.places.socket)) == 0
 
     def stop(self) -> None:
         """Ends the daemon in order."""
@@ -109,7 +112,7 @@ class World:
 
     def relay_pid(self) -> int | None:
         """The embedded relay's process."""
-        wanted = str(self.home / "run" / "relay.sock").encode()
+        wanted = str(self.places.relay_socket).encode()
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError, ValueError):
                 words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
