@@ -69,14 +69,18 @@ async def recover(home: Home, place: str, code: str, name: str, adopt: bool) -> 
     """
     root = recovery.decode(code)
     owner = OwnerKeys.from_root(root)
+    is_invite = place.startswith((f"{invites.SCHEME}://", f"{invites.SOCKET_SCHEME}://"))
+    invite = invites.parse(place) if is_invite else None
+    if invite is None and not os.path.isdir(place):
+        raise UsageError(f"{place} is neither an invite of a relay nor a directory")
     known = _known_keys(home, owner.writer.vault)
     relay_before = load_relay(home) if known is not None else None
     if relay_before is not None and relay_before.embedded:
         raise Refused("this machine's own vault is here; nothing needs to be recovered")
     home.make()
     seed = os.urandom(32) if known is None else known.device_seed
-    if place.startswith((f"{invites.SCHEME}://", f"{invites.SOCKET_SCHEME}://")):
-        relay = await _pair(invites.parse(place), owner, seed, name)
+    if invite is not None:
+        relay = await _pair(invite, owner, seed, name)
         relay = _with_read_only(relay, not adopt)
     else:
         relay = await asyncio.to_thread(_from_directory, place, owner)
@@ -118,8 +122,6 @@ def _known_keys(home: Home, vault: VaultId) -> keyfile.Keys | None:
 
 
 def _from_directory(place: str, owner: OwnerKeys) -> RelayFile:
-    if not os.path.isdir(place):
-        raise UsageError(f"{place} is neither an invite of a relay nor a directory")
     if not os.path.isdir(os.path.join(place, owner.writer.vault.hex())):
         raise WrongKey(f"no vault in {place} belongs to this recovery code")
     DirectoryPlace(Path(place), owner.writer.vault).close()
