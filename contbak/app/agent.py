@@ -39,7 +39,6 @@ from contbak.capture.scan import Prune, Scan
 from contbak.core import commit as commits
 from contbak.core.chunker import check_engine
 from contbak.core.commit import Signed
-from contbak.core.crypto import AEGIS, XCHACHA
 from contbak.core.errors import ContbakError, FormatError, NotFound, StoreError
 from contbak.core.excludes import Excludes
 from contbak.core.invite import Address
@@ -48,7 +47,7 @@ from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
 from contbak.store.kv import Kv, KvDamaged
 from contbak.upload import chain as chains
 from contbak.upload import known as knowns
-from contbak.upload.bundle import Seal
+from contbak.upload.bundle import Seal, choose_suite
 from contbak.upload.chain import Ledger, Pending
 from contbak.upload.known import Known
 from contbak.upload.orders import Setup
@@ -82,7 +81,7 @@ class Agent:
         """What the batch under way has done so far."""
         self.covered: frozenset[tuple[bytes, int]] = frozenset()
         """Changes (path, generation) that the pending commit includes."""
-        self._seal = Seal(keys.writer, keys.device, AEGIS if _has_aes() else XCHACHA)
+        self._seal = Seal(keys.writer, keys.device, choose_suite(_has_aes()))
         self.address = address
         self._relay = EmbeddedRelay(home) if embedded else None
         self._thread = ThreadPoolExecutor(1, "contbak-journal")

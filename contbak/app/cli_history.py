@@ -6,12 +6,12 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
-from contbak.app.cli_show import document, iso_of, progress, say, size_of, table, time_of
+from contbak.app.cli_show import Line, document, iso_of, progress, say, size_of, table, time_of
 from contbak.app.home import find_home
 from contbak.app.names import shown, text_of
 from contbak.app.reading import moment, vault_of
@@ -218,24 +218,25 @@ def restore_command(
         _warn(vault)
         places = [place for path in paths for place in _locate(vault, path, at, device)]
         into = b"/" if target is None else os.path.abspath(os.fsencode(target))
-        report = restore(
-            vault.chunks, wanted(places, in_place), into, overwrite,
-            lambda r: line.show(f"{r.restored} files, {size_of(r.written)} written"),
-        )  # fmt: skip
-    _show_report(report, as_json, quiet)
-    if not report.complete:
-        raise Partial("not everything was restored; what was kept, failed or damaged is named above")
+        report = restore(vault.chunks, wanted(places, in_place), into, overwrite, _written_on(line))
+    _conclude(report, as_json, quiet)
 
 
 def restore_all(target: str) -> None:
     """The newest state of every source, each in a directory of its name."""
     with vault_of(find_home()) as vault, progress(False) as line:
         places = [Located(one, b"") for one in vault.history.choose(Latest(0))]
-        report = restore(
-            vault.chunks, wanted(places), os.path.abspath(os.fsencode(target)), "never",
-            lambda r: line.show(f"{r.restored} files, {size_of(r.written)} written"),
-        )  # fmt: skip
-    _show_report(report, False, False)
+        into = os.path.abspath(os.fsencode(target))
+        report = restore(vault.chunks, wanted(places), into, "never", _written_on(line))
+    _conclude(report, False, False)
+
+
+def _written_on(line: Line) -> Callable[[Report], None]:
+    return lambda report: line.show(f"{report.restored} files, {size_of(report.written)} written")
+
+
+def _conclude(report: Report, as_json: bool, quiet: bool) -> None:
+    _show_report(report, as_json, quiet)
     if not report.complete:
         raise Partial("not everything was restored; what was kept, failed or damaged is named above")
 
