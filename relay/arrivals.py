@@ -75,6 +75,11 @@ class Arrival:
     def complete(self) -> bool:
         return self._receiver.complete
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was sealed or dropped."""
+        return self._fd < 0
+
     def sync(self) -> None:
         """Makes the bytes durable."""
         sync_file(self._fd)
@@ -119,7 +124,7 @@ class Arrivals:
 
     def _find(self, root: PackId) -> Arrival | None:
         known = self._known.get(root)
-        if known is not None and known.path.is_file():
+        if known is not None and (known.sealing.locked() or known.path.is_file()):  # sealing takes the file away
             self._known.move_to_end(root)
             return known
         if known is not None:  # swept away

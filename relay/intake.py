@@ -134,9 +134,12 @@ class Intake:
         if not arrival.complete:
             raise Problem(409, "incomplete", "not all segments are there", have=arrival.have().hex())
         with arrival.sealing:
-            if not self._sealed(root):
-                self._seal(arrival, device)
-                self._arrivals.drop(arrival)
+            if self._sealed(root):
+                return
+            if arrival.ended:  # the seal that this one waited for failed and dropped it
+                raise Problem(409, "no-plan", "the plan of this pack must come first")
+            self._seal(arrival, device)
+            self._arrivals.drop(arrival)
 
     def _seal(self, arrival: Arrival, device: DeviceId) -> None:
         plan, name = arrival.plan, pack_name(self.vault, arrival.plan.root)

@@ -1,7 +1,9 @@
-"""The index made to agree with stores that come and go."""
+"""The index made to agree with stores that come and go, and with seals that are under way."""
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -128,3 +130,32 @@ def test_only_vouched_records_of_this_vault_come_back(two, caplog):
     next(path for path in two.top.rglob("commits/*/*") if path.name.endswith(first.hex())).unlink()
     assert [(at, id_) for at, _, id_ in two.listed()] == [(2, genuine.id)]
     assert caplog.text.count("was left alone") == 2
+
+
+def test_twins_of_a_seal_that_is_under_way_wait_for_it(two, monkeypatch):
+    """Its file is gone from `incoming` before its rows are in the index: nobody may take that for a pack unknown."""
+    intake, data = two.open(), two.device.data(2)
+    plan = data.plan
+    intake.plan(plan.root, plan.raw)
+    for number in range(len(plan.hashes)):
+        intake.segments(plan.root, number, data.segments(number, 1))
+    between, go_on = Event(), Event()
+    real = Index.add_pack
+
+    def add_pack(index, root, contents):
+        between.set()
+        assert go_on.wait(30)
+        real(index, root, contents)
+
+    monkeypatch.setattr(Index, "add_pack", add_pack)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(intake.seal, plan.root, two.device.id)
+        assert between.wait(30)
+        intake.segments(plan.root, 0, data.segments(0, 1))
+        assert not intake.state(plan.root).sealed
+        twin = pool.submit(intake.seal, plan.root, two.device.id)
+        go_on.set()
+        first.result(30)
+        twin.result(30)
+    assert intake.state(plan.root).sealed
+    intake.close()
