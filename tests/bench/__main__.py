@@ -1,0 +1,152 @@
+"""contbak beside other backup tools and beside physics, in one command.
+
+    python -m tests.bench --sets home,small --tools contbak,restic,rustic --runs 3 --scale 0.1 \\
+        --work DIR --json out.json --plot out.png
+    python -m tests.bench peers --peers DIR        find or install the other tools
+
+Ratios are of medians of one run on one machine; docs/performance.md says how it is measured and what it means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.bench import install, sets, table
+from tests.bench.bounds import Bounds
+from tests.bench.contbak_tool import Contbak
+from tests.bench.peers import VARIANTS
+from tests.bench.rounds import Record, Round
+from tests.bench.tool import STEPS, Tool
+
+_COPIES = 1.6
+"""Bytes of repositories that one tool may need, in sizes of the set: what is not compressed, and the change."""
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def options(words: Sequence[str]) -> argparse.Namespace:
+    """What was asked."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("what", nargs="?", choices=["run", "peers"], default="run")
+    parser.add_argument("--sets", default="home,small,disk,many", help="comma separated")
+    parser.add_argument("--tools", default="", help="comma separated variants or programs; default: all that are here")
+    parser.add_argument("--steps", default="", help="comma separated; default: all")
+    parser.add_argument("--runs", type=int, default=3, help="rounds; medians want three")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the full size")
+    parser.add_argument("--work", type=Path, help="directory for everything, on the disk to be measured")
+    parser.add_argument("--peers", type=Path, help="directory of other tools, looked into before PATH")
+    parser.add_argument("--json", type=Path, help="raw figures")
+    parser.add_argument("--plot", type=Path, help="picture, needs matplotlib")
+    return parser.parse_args(words)
+
+
+def chosen_tools(names: str, peers: Path | None) -> list[Tool]:
+    """The bounds, contbak, and the variants that are wanted and here; says which are not."""
+    wanted = [name for name in names.split(",") if name]
+    known = {"contbak", *VARIANTS, *(name for variants in VARIANTS.values() for name in variants)}
+    if unknown := set(wanted) - known:
+        raise SystemExit(f"there is no tool {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    tools: list[Tool] = [Bounds()] + ([Contbak()] if not wanted or "contbak" in wanted else [])
+    for program, variants in VARIANTS.items():
+        here = [name for name in variants if not wanted or name in wanted]
+        path = install.find(program, peers) if here else None
+        if here and path is None:
+            say(f"{program} is left out: it is not on PATH{f' nor in {peers}' if peers else ''}")
+        tools += [variants[name](path) for name in here if path is not None]
+    return tools
+
+
+def machine() -> dict[str, object]:
+    """What a figure depends on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    model = cpuinfo.partition("model name")[2].partition("\n")[0].lstrip("\t: ")
+    return {
+        "cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1), "kernel": platform.release(),
+        "python": platform.python_version(), "load": os.getloadavg(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z",
+    }  # fmt: skip
+
+
+def measure(asked: argparse.Namespace, tools: list[Tool], work: Path) -> list[Record]:
+    """All rounds of all sets."""
+    steps = frozenset(step for step in STEPS if not asked.steps or step in asked.steps.split(","))
+    records: list[Record] = []
+    for name in asked.sets.split(","):
+        need = int(sets.bytes_needed(name, asked.scale) * (2 + _COPIES * (len(tools) - 1)))
+        if shutil.disk_usage(work).free < need:
+            say(f"{name} is left out: it may need {need / 1e9:.0f} GB, and {work} has less")
+            continue
+        say(f"making {name}")
+        data = sets.make(name, work / "sets" / name, asked.scale)
+        for number in range(1, asked.runs + 1):
+            records += Round(data, number, tools, work / "round", say, steps).play()
+            save(asked, tools, records)
+        shutil.rmtree(data.top)
+    return records
+
+
+def save(asked: argparse.Namespace, tools: list[Tool], records: list[Record]) -> None:
+    """Writes the raw figures so far."""
+    if asked.json:
+        facts = {
+            "machine": machine(), "scale": asked.scale, "runs": asked.runs,
+            "tools": {tool.name: tool.version() for tool in tools}, "records": [record.as_json() for record in records],
+        }  # fmt: skip
+        asked.json.write_text(json.dumps(facts, indent=1))
+
+
+def report(asked: argparse.Namespace, tools: list[Tool], records: list[Record]) -> None:
+    """Prints the tables, with what they depend on."""
+    figures = table.Figures(records)
+    loads = sorted(record.load for record in records)
+    print(f"scale {asked.scale:g}, medians of {asked.runs}, load {loads[0]:.1f} to {loads[-1]:.1f}" if loads else "")
+    print(", ".join(f"{key} {value}" for key, value in machine().items() if key != "load"))
+    print("; ".join(f"{tool.name}: {tool.version()}" for tool in tools), "\n")
+    print(table.main_table(figures), "\n")
+    print(table.bytes_table(figures), "\n")
+    print("\n".join(table.rate_lines(figures)))
+    for record in records:
+        if record.error:
+            print(f"FAILED: {record.set} round {record.round} {record.step}: {record.tool}: {record.error}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs what was asked; 1 if a step failed."""
+    asked = options(sys.argv[1:] if words is None else words)
+    if asked.what == "peers":
+        if asked.peers is None:
+            raise SystemExit("say where to: --peers DIR")
+        install.install_all(asked.peers)
+        return 0
+    plot = importlib.import_module("tests.bench.plot") if asked.plot else None  # it wants matplotlib
+    if unknown := set(asked.sets.split(",")) - set(sets.MAKERS):
+        raise SystemExit(f"there is no data set {', '.join(sorted(unknown))}; there are {', '.join(sets.MAKERS)}")
+    if asked.work:
+        asked.work.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="contbak-bench-", dir=asked.work))
+    try:
+        tools = chosen_tools(asked.tools, asked.peers)
+        records = measure(asked, tools, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    report(asked, tools, records)
+    if plot is not None:
+        plot.draw(table.Figures(records), asked.plot)
+    return 1 if any(record.error for record in records) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

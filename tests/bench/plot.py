@@ -1,0 +1,34 @@
+"""The figures as bars: one panel for each set and step, seconds of wall clock and of CPU of every tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot as plt
+
+from tests.bench.table import Figures
+from tests.bench.tool import STEPS
+
+matplotlib.use("Agg")
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """Writes the picture; the kind of file follows from the name."""
+    steps = [s for s in STEPS if any(record.step == s for record in figures.records)]
+    grid, axes = plt.subplots(
+        len(figures.sets), len(steps), figsize=(3.4 * len(steps), 2.8 * len(figures.sets)), squeeze=False
+    )
+    for row, name in zip(axes, figures.sets, strict=True):
+        for panel, step in zip(row, steps, strict=True):
+            tools = [tool for tool in figures.tools() if figures.values(name, step, tool, "wall")]
+            for shift, metric in ((-0.2, "wall"), (0.2, "cpu")):
+                heights = [figures.median(name, step, tool, metric) or 0 for tool in tools]
+                panel.bar([place + shift for place in range(len(tools))], heights, 0.4, label=f"{metric}, s")
+            panel.set_xticks(range(len(tools)), tools, rotation=60, ha="right", fontsize=7)
+            panel.set_title(f"{name}: {step}", fontsize=8)
+            panel.tick_params(axis="y", labelsize=7)
+    axes[0][0].legend(fontsize=7)
+    grid.tight_layout()
+    grid.savefig(path, dpi=120)
+    plt.close(grid)

@@ -1,0 +1,136 @@
+"""The benchmark runs and counts right; how fast anything is, is not judged here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as bench
+from tests.bench import measure, sets
+from tests.bench.rounds import Record, compare
+from tests.bench.table import Figures, bytes_table, main_table
+from tests.bench.tool import AGAIN, CHANGED, FIRST, STEPS
+
+SPIN = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
+
+
+def python(code: str) -> measure.Command:
+    return measure.Command([sys.executable, "-c", code])
+
+
+def test_cpu_of_children_and_of_orphans_counts():
+    alone = measure.run(python("pass"))
+    code = f"import os, subprocess, sys\nspin = [sys.executable, '-c', {SPIN!r}]\n"
+    waited = measure.run(python(code + "subprocess.run(spin)"))
+    left = measure.run(python(code + "subprocess.Popen(spin)\nimport time; time.sleep(0.15)"))
+    assert waited.user_s + waited.sys_s > alone.user_s + alone.sys_s + 0.15
+    assert left.user_s + left.sys_s > alone.user_s + alone.sys_s + 0.15
+
+
+def test_cpu_of_servers_counts_apart():
+    with subprocess.Popen([sys.executable, "-c", "input()\n" + SPIN], stdin=subprocess.PIPE) as server:
+        command = measure.Command(["sh", "-c", f"echo > /proc/{server.pid}/fd/0; sleep 0.4"], beside=[server.pid])
+        used = measure.run(command)
+    assert used.server_cpu_s >= 0.15
+    assert used.user_s + used.sys_s < 0.15
+    assert used.cpu_s >= used.server_cpu_s
+
+
+def test_peak_is_of_the_whole_tree_and_of_anonymous_memory():
+    hold = "import time; x = bytearray(b'x') * (64 << 20); time.sleep(0.3)"
+    code = f"import subprocess, sys\n{hold}\nsubprocess.run([sys.executable, '-c', {hold!r}])"
+    assert 128 <= measure.run(python(code)).peak_mib < 250
+
+
+def test_a_failure_says_what_the_command_said():
+    with pytest.raises(measure.CommandFailed, match="exit 3: so it is"):
+        measure.run(measure.Command(["sh", "-c", "echo so it is; exit 3"]))
+
+
+@pytest.mark.parametrize("name", sets.MAKERS)
+def test_sets_follow_from_the_seed(tmp_path, name):
+    one, other = (sets.make(name, tmp_path / place, 0.002) for place in ("a", "b"))
+    compare(one.top, other.top)
+    before = {path: path.read_bytes() for path in sets.files_of(one.top)}
+    for data in (one, other):
+        data.change(1)
+    compare(one.top, other.top)
+    after = {path: path.read_bytes() for path in sets.files_of(one.top)}
+    changed = [path for path in before if before[path] != after[path]]
+    assert after.keys() == before.keys()
+    assert len(changed) == (2 if name == "disk" else len(before) // 100 or 1)
+
+
+def test_the_disk_image_has_holes_and_one_percent_of_it_changes(tmp_path):
+    data = sets.make("disk", tmp_path / "d", 0.02)
+    image, shift = data.top / "vm.img", data.top / "shift.bin"
+    assert 0.35 < image.stat().st_blocks * 512 / image.stat().st_size < 0.45
+    before, length = image.read_bytes(), shift.stat().st_size
+    data.change(1)
+    after = image.read_bytes()
+    blocks = len(before) // 4096
+    different = sum(before[at : at + 4096] != after[at : at + 4096] for at in range(0, len(before), 4096))
+    assert different == blocks // 100
+    assert shift.stat().st_size == length + 2_000_000
+    data.rewind()
+    assert shift.stat().st_size == length
+
+
+def test_a_wrong_restore_is_seen(tmp_path):
+    data = sets.make("small", tmp_path / "a", 0.0005)
+    other = sets.make("small", tmp_path / "b", 0.0005)
+    path = sets.files_of(other.top)[7]
+    times = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(measure.CommandFailed):
+        compare(data.top, other.top)
+    path.unlink()
+    with pytest.raises(measure.CommandFailed):
+        compare(data.top, other.top)
+
+
+def record(tool: str, step: str, wall: float, number: int = 1, stored: float = 0, name: str = "home") -> Record:
+    return Record(name, number, tool, step, measure.Usage(wall, wall, 0, 10), 0.0, int(stored * 1e6))
+
+
+def test_medians_ratios_and_verdicts():
+    records = [record("contbak", FIRST, wall, stored=101) for wall in (9.0, 4.0, 1.0)]
+    records += [record("restic", FIRST, 10.0, stored=100), record("borg", FIRST, 20.0, stored=90)]
+    records += [record("bound", FIRST, 0.5)]
+    figures = Figures(records)
+    line = next(line for line in main_table(figures).splitlines() if "first backup" in line)
+    assert [cell.strip() for cell in line.split("|")][3:7] == ["4.00", "10.00 restic", "0.40", "0.50"]
+    assert "<= 0.45 x best: met" in line
+    assert "<= 1.02 x restic: met" in bytes_table(figures)
+    figures = Figures([*records, *(record("rustic", FIRST, 8.0) for _ in range(3))])
+    assert "<= 0.45 x best: missed" in main_table(figures)
+
+
+def test_growth_is_from_the_state_before():
+    records = [
+        record(tool, step, 1.0, number, stored, "disk")
+        for tool, sizes in (("contbak", (100, 110, 150)), ("restic", (90, 95, 195)))
+        for step, stored in zip((FIRST, AGAIN, CHANGED), sizes, strict=True) for number in (1, 2)
+    ]  # fmt: skip
+    line = next(line for line in bytes_table(Figures(records)).splitlines() if "grown" in line)
+    assert "| 40.0 " in line and "100.0 restic" in line and "<= 0.4 x best: met" in line
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_everything_that_is_here(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    words = ["--sets", "home", "--runs", "1", "--scale", "0.002", "--work", str(tmp_path / "work"), "--json", str(out)]
+    assert bench.main([*words, "--tools", "contbak,restic"]) == 0, capsys.readouterr().err
+    found = json.loads(out.read_text())
+    steps = {entry["step"] for entry in found["records"] if entry["tool"] == "contbak"}
+    assert steps == set(STEPS)
+    assert all(entry["cpu_s"] > 0 for entry in found["records"] if entry["tool"] == "contbak")
+    printed = capsys.readouterr().out
+    assert printed.count("| home") == len(STEPS) + 2
+    assert list(Path(tmp_path / "work").iterdir()) == []
