@@ -22,15 +22,18 @@ from contbak.capture.journal import Change, Gap
 from contbak.capture.proof import Proof, settled_fingerprint, void
 from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Scan
-from contbak.core.entry import Entry
-from contbak.core.errors import ContbakError, FormatError, SourceError, StoreError, Unsettled, Vanished
-from contbak.upload.jobs import Done, Failed
+from contbak.core.errors import ContbakError, SourceError, StoreError, Unsettled, Vanished
+from contbak.upload.jobs import Outcome
+from contbak.upload.orders import Asked, Done
 from contbak.upload.workers import Workers
 
 T = TypeVar("T")
 InThread = Callable[[Callable[[], T]], Awaitable[T]]
 
-_PART = 256
+_PART = 1024
+LOT_FILES = 256
+LOT_BYTES = 4 << 20
+"""A worker gets files together up to this much, so that nothing is waited for at each; a larger one goes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,9 @@ class Batch:
         self._stored = stored
         self._lost = frozenset(change.path for change in work.changes if change.forced)
         self._findings = self._look()
+        self._lot: list[Read] = []
+        """Files for the next lot, and their size."""
+        self._lot_bytes = 0
         self._results: list[tuple[Read, Done, int]] = []
         self._broken: ContbakError | None = None
         self._retry: list[Read] = []
@@ -129,6 +135,7 @@ class Batch:
     async def _read_out(self, thread: InThread[object], done: bool) -> None:
         """Until all that was found is read and staged; if all is looked at (`done`), with what turns up by that."""
         while True:
+            await self._send_lot()
             await self._workers.flush()
             await asyncio.sleep(0)  # the callbacks of the last futures
             await self._stage(thread)
@@ -137,7 +144,7 @@ class Batch:
             if not again and not more:
                 return
             for retried in again:
-                await self._submit(retried, True)
+                await self._submit([retried], True)
             for found in more:
                 await self._take(found)
 
@@ -146,7 +153,13 @@ class Batch:
         if isinstance(found, Trouble):
             self.tally.failed[found.path] = found.reason
             return 0
-        await self._submit(found, False)
+        if found.size > LOT_BYTES:
+            await self._submit([found], False)
+            return found.size
+        self._lot.append(found)
+        self._lot_bytes += found.size
+        if len(self._lot) >= LOT_FILES or self._lot_bytes >= LOT_BYTES:
+            await self._send_lot()
         return found.size
 
     def _look(self) -> Iterator[Read | Trouble]:
@@ -159,27 +172,37 @@ class Batch:
         databases, self._databases = self._databases, []
         return [found for path, refused in databases for found in self._scan.look_at_logs(path, refused)]
 
-    async def _submit(self, found: Read, allow_torn: bool) -> None:
-        asked_ns = time.time_ns()
-        future = await self._workers.submit(os.path.join(self._top, found.path), allow_torn)
-        future.add_done_callback(lambda done: self._collect(found, asked_ns, done))
+    async def _send_lot(self) -> None:
+        lot, self._lot, self._lot_bytes = self._lot, [], 0
+        if lot:
+            await self._submit(lot, False)
 
-    def _collect(self, found: Read, asked_ns: int, future: asyncio.Future[Done | Failed]) -> None:
+    async def _submit(self, lot: list[Read], allow_torn: bool) -> None:
+        asked_ns = time.time_ns()
+        files = [Asked(os.path.join(self._top, found.path), found.dir_id) for found in lot]
+        future = await self._workers.submit(files, allow_torn)
+        future.add_done_callback(lambda done: self._collect(lot, asked_ns, done))
+
+    def _collect(self, lot: list[Read], asked_ns: int, future: asyncio.Future[list[Outcome]]) -> None:
         if future.cancelled():
             return
-        result = future.result()
-        if isinstance(result, Done):
-            self._results.append((found, result, asked_ns))
-        elif isinstance(result.error, Unsettled):
+        for found, result in zip(lot, future.result(), strict=True):
+            if isinstance(result, Done):
+                self._results.append((found, result, asked_ns))
+            else:
+                self._fail(found, result.error)
+
+    def _fail(self, found: Read, error: ContbakError) -> None:
+        if isinstance(error, Unsettled):
             self._retry.append(found)
-        elif isinstance(result.error, Vanished):
+        elif isinstance(error, Vanished):
             pass  # its deletion is an event of its own, and the next scan sees it too
-        elif isinstance(result.error, SourceError):
-            self.tally.failed[found.path] = result.error.reason
-        elif isinstance(result.error, StoreError):
-            self._broken = result.error
+        elif isinstance(error, SourceError):
+            self.tally.failed[found.path] = error.reason
+        elif isinstance(error, StoreError):
+            self._broken = error
         else:
-            self.tally.failed[found.path] = str(result.error)
+            self.tally.failed[found.path] = str(error)
 
     async def _stage(self, thread: InThread[object]) -> None:
         results, self._results = self._results, []
@@ -188,25 +211,22 @@ class Batch:
 
     def _stage_all(self, results: list[tuple[Read, Done, int]]) -> None:
         for found, done, asked_ns in results:
-            entry, fingerprint = done.entry, done.fingerprint
+            fingerprint = done.fingerprint
             if done.torn and not Proof(fingerprint).refused:
                 fingerprint = void(fingerprint)
-            fingerprint = settled_fingerprint(fingerprint, asked_ns)
-            if Proof(fingerprint).in_use:
+            proof = Proof(settled_fingerprint(fingerprint, asked_ns))
+            if proof.in_use:
                 self._databases.append((found.path, not done.database))
             if found.path in self._lost:
                 self.reread.add(found.path)
-            try:
-                if not self._is_stored(found, Proof(fingerprint), entry):
-                    self._proofs.stage(found.dir_id, found.name, Proof(fingerprint), entry)
-            except FormatError as error:
-                self.tally.failed[found.path] = f"it cannot be kept ({error})"
+            if not (found.known and self._is_stored(found, proof, done)):
+                self._proofs.stage_encoded(found.dir_id, found.name, proof, done.raw)
             self.tally.read_files += 1
             self.tally.read_bytes += done.length
             self.tally.new_bytes += done.new_bytes
             self.tally.torn += done.torn
 
-    def _is_stored(self, found: Read, proof: Proof, entry: Entry) -> bool:
+    def _is_stored(self, found: Read, proof: Proof, done: Done) -> bool:
         """Whether the last commit holds just this.  It is asked only where the stamps are those of its copy.
 
         Content that the relay has lost must go along with a commit, which vouches for it.
@@ -214,7 +234,7 @@ class Batch:
         known = self._proofs.committed(found.dir_id, found.name)
         if known is None or known.stamps != proof.stamps or found.path in self._lost:
             return False
-        if self._stored.entry(found.dir_id, found.name) != entry:
+        if self._stored.entry(found.dir_id, found.name) != done.entry:
             return False
         if known != proof:
             self._proofs.renew(found.dir_id, found.name, proof)

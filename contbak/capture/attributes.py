@@ -17,6 +17,7 @@ import struct
 from functools import lru_cache
 from typing import Any
 
+from contbak.core.codec import replaced
 from contbak.core.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, SOCKET, SYMLINK, Content, Entry
 from contbak.core.errors import SourceError, Vanished
 
@@ -84,8 +85,7 @@ def with_content(entry: Entry, content: Content) -> Entry:
 
 def with_fields(entry: Entry, **fields: Any) -> Entry:
     """A copy of `entry` in which the named fields have the given values."""
-    values = {name: getattr(entry, name) for name in entry.__struct_fields__}
-    return Entry(**(values | fields))
+    return replaced(entry, **fields)
 
 
 def fingerprint(st: os.stat_result) -> bytes:

@@ -178,6 +178,10 @@ class Proofs:
             self._placed[mark.directory] = whereabouts.number(mark.inode) + dir_id + name
         self._stage(dir_id, name, _pack_staged(proof, raw))
 
+    def stage_encoded(self, dir_id: bytes, name: bytes, proof: Proof, raw: bytes) -> None:
+        """As `stage` of a file whose entry is encoded and was checked already."""
+        self._stage(dir_id, name, _pack_staged(proof, raw))
+
     def stage_gone(self, dir_id: bytes, name: bytes) -> None:
         """The next commit will not hold this name."""
         self._stage(dir_id, name, _pack_staged(None, b""))

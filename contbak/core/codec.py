@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.structs
 
 from contbak.core.errors import FormatError
 
@@ -17,6 +18,7 @@ Record = msgspec.Struct
 """Base of the records: subclass with `frozen=True, array_like=True, forbid_unknown_fields=True`."""
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
@@ -35,13 +37,23 @@ def decode(raw: bytes | memoryview, kind: type[T], what: str) -> T:
 
     Raises FormatError, naming `what`, if the bytes are no such record or not its canonical encoding.
     """
+    record = decode_own(raw, kind, what)
+    if _encoder.encode(record) != raw:
+        raise FormatError(f"{what} is not in its canonical encoding")
+    return record
+
+
+def decode_own(raw: bytes | memoryview, kind: type[T], what: str) -> T:
+    """As `decode`, for what another process of ours has just encoded: that it is canonical is not checked."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        record = decoder.decode(raw)
+        return decoder.decode(raw)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"{what} cannot be decoded: {error}") from None
-    if _encoder.encode(record) != raw:
-        raise FormatError(f"{what} is not in its canonical encoding")
-    return record  # type: ignore[no-any-return]
+
+
+def replaced(record: R, **fields: Any) -> R:
+    """A copy of `record` in which the named fields have the given values."""
+    return msgspec.structs.replace(record, **fields)

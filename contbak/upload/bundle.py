@@ -97,6 +97,10 @@ class Bundler:
         self._kind = DATA
         self._size = 0
         self._open: _OpenPack | None = None
+        self.taken = 0
+        """Chunks that were added so far."""
+        self.stored = 0
+        """How many of them, the oldest ones, are in finished packs."""
 
     @property
     def empty(self) -> bool:
@@ -113,6 +117,7 @@ class Bundler:
         if self._bundle and (kind != self._kind or self._size + size > frame.BODY_TARGET):
             self._close_bundle()
         self._kind = kind
+        self.taken += 1
         self._bundle.append(chunk)
         self._size += size
         if len(self._bundle) == frame.CHUNKS_MAX or self._size >= frame.BODY_TARGET:
@@ -162,4 +167,5 @@ class Bundler:
             pieces, plan = opened.builder.finish()
             file.append(pieces)
             file.finish(plan)
+        self.stored = self.taken - len(self._bundle)
         return [Packed(plan.root, tuple(opened.ids), plan.file_len, self._metadata)]

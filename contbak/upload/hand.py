@@ -1,7 +1,7 @@
 """One worker process as the main process holds it: its start, its pipes, its end.
 
 Rules: messages cross as upload/orders writes them; a process that sends anything else is killed.  The process notes
-the number of the job it is at in a file that outlives it (the mark), so that its death has a culprit.
+which file of which job it is at in a file that outlives it (the mark), so that its death has a culprit.
 
 It does not know the files behind the numbers and does not start a successor: upload/workers does.
 """
@@ -21,6 +21,7 @@ from contbak.upload import orders
 from contbak.upload.jobs import Task
 from contbak.upload.orders import Order, Report, Setup
 
+MARK_LEN = 8
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 # Not `-m`: that would look for modules in the current directory, which may be anyone's.
 _START = (
@@ -36,6 +37,8 @@ class Hand:
         self.process = process
         self.jobs: dict[int, Task] = {}
         """What it was given and has not reported, by number."""
+        self.waiting: set[int] = set()
+        """The numbers of those that it has not begun."""
         self.large = False
         """Busy with a large file: gets no more jobs until it is read."""
         self.broken: orders.Broken | None = None
@@ -74,8 +77,9 @@ class Hand:
         return self._closing[number]
 
     def closed(self, number: int) -> None:
-        """The process says that it has closed the packs of the `number`-th request."""
-        _resolve(self._closing.pop(number, None))
+        """The process says that it has closed the packs of the `number`-th request, and so of those before."""
+        for earlier in [each for each in self._closing if each <= number]:
+            _resolve(self._closing.pop(earlier))
 
     def let_go(self) -> None:
         """Nobody needs to wait for packs to be closed."""
@@ -93,18 +97,19 @@ class Hand:
             self.process.kill()
         await self.process.wait()
 
-    def bury(self) -> int:
-        """The process is dead: the number of the job that it was at, 0 for none.  Once only."""
-        culprit = int.from_bytes(os.pread(self._mark, 8, 0), "little")
+    def bury(self) -> tuple[int, int] | None:
+        """The process is dead: (number of the job, which of its files) that it was at, None for none.  Once only."""
+        mark = int.from_bytes(os.pread(self._mark, MARK_LEN, 0), "little")
         os.close(self._mark)
         self.let_go()
-        return culprit
+        return divmod(mark, orders.LOT_MAX) if mark else None
 
 
 async def start(id: int, setup: Setup) -> Hand:
     """Starts a process.  Raises ContbakError."""
     with tempfile.TemporaryFile() as file:
         mark = os.dup(file.fileno())
+        os.ftruncate(mark, MARK_LEN)
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", _START, _PACKAGES, str(mark),
@@ -118,6 +123,6 @@ async def start(id: int, setup: Setup) -> Hand:
     return hand
 
 
-def _resolve(waiting: asyncio.Future[None] | None) -> None:
-    if waiting is not None and not waiting.done():
+def _resolve(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
         waiting.set_result(None)

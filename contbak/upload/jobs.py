@@ -1,13 +1,13 @@
-"""The files that the workers read, from the queue to their result.
+"""The lots of files that the workers read, from the queue to their outcome.
 
-    queued -> with a worker -> read, waiting for packs -> Done
+    queued -> with a worker -> read and in packs -> (waiting for other workers' packs) -> Done or Failed, each file
 
 Rules:
 - A file is Done only when each of its chunks is in a finished pack or was known to the vault (upload/claims).
-- Each attempt at a file has a number of its own, so that late reports about old ones fall flat.
+- Each attempt at a lot has a number of its own, so that late reports about old ones fall flat.
 - What is to be read again goes before all others, in its old order.
 
-Bookkeeping on one event loop.  It does not know processes: upload/workers gives the files to them.
+Bookkeeping on one event loop.  It does not know processes: upload/workers gives the lots to them.
 """
 
 from __future__ import annotations
@@ -15,35 +15,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from contbak.core.entry import TORN, Entry
 from contbak.core.errors import ContbakError
 from contbak.upload.claims import Claims
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A file was read and every chunk of it is in the spool or in the vault.
-
-    entry        with its content
-    fingerprint  of the stat; while the file has it, it need not be read again
-    length       bytes read; new_bytes: how many of them this device stored anew for this file
-    """
-
-    path: bytes
-    entry: Entry
-    fingerprint: bytes
-    length: int
-    new_bytes: int
-    attempts: int
-    database: bool
-
-    @property
-    def torn(self) -> bool:
-        """Whether the copy may mix several states."""
-        return bool(self.entry.flags & TORN)
+from contbak.upload.orders import Asked, Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +32,36 @@ class Failed:
     error: ContbakError
 
 
+Outcome: TypeAlias = Done | Failed
+
+
 @dataclass(eq=False, slots=True)
 class Task:
-    """A file on its way.
+    """A lot on its way.
 
-    number  of this attempt
-    read    what it will be Done with, once it is read
-    kills   deaths of workers that were at it; losses: deaths of workers that it waited for
+    number   of this attempt
+    given_up files that are Failed whatever happens, by index among `files`
+    read     what a worker has reported of those left: then the lot only waits for packs of other workers
+    kills    deaths of workers that were at a file, by index; losses: deaths that no file is to blame for
     """
 
-    path: bytes
+    files: tuple[Asked, ...]
     allow_torn: bool
-    future: asyncio.Future[Done | Failed]
+    future: asyncio.Future[list[Outcome]]
     number: int = 0
-    read: Done | None = None
-    kills: int = 0
+    given_up: dict[int, Failed] = field(default_factory=dict)
+    read: list[Outcome] | None = None
+    kills: dict[int, int] = field(default_factory=dict)
     losses: int = 0
+
+    @property
+    def left(self) -> list[int]:
+        """The indexes of the files that a worker is to read."""
+        return [index for index in range(len(self.files)) if index not in self.given_up]
 
 
 class Jobs:
-    """Files on their way: the queue, those under way, and which chunks they wait for."""
+    """Lots on their way: the queue, those under way, and which chunks they wait for."""
 
     def __init__(self) -> None:
         self.queue: deque[Task] = deque()
@@ -84,9 +72,9 @@ class Jobs:
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
 
-    def add(self, path: bytes, allow_torn: bool) -> Task:
-        """Queues a file."""
-        task = Task(path, allow_torn, asyncio.get_running_loop().create_future())
+    def add(self, files: Sequence[Asked], allow_torn: bool) -> Task:
+        """Queues a lot."""
+        task = Task(tuple(files), allow_torn, asyncio.get_running_loop().create_future())
         self._number(task)
         self.queue.append(task)
         return task
@@ -98,22 +86,33 @@ class Jobs:
             self._number(task)
             self.queue.appendleft(task)
 
-    def end(self, task: Task, result: Done | Failed) -> None:
-        """The file has come to an end."""
+    def read(self, task: Task, outcomes: Sequence[Outcome]) -> None:
+        """A worker reports what became of the files that were left."""
+        task.read = list(outcomes)
+        self.settle([task.number])
+
+    def fail(self, task: Task, error: ContbakError) -> None:
+        """The files that were left end in `error`."""
+        task.read = [Failed(task.files[index].path, error) for index in task.left]
+        self.end(task)
+
+    def end(self, task: Task) -> None:
+        """The lot has come to an end: there is an outcome of each file."""
         self._forget(task)
         if not task.future.done():
-            task.future.set_result(result)
+            outcomes = task.given_up | dict(zip(task.left, task.read or (), strict=True))
+            task.future.set_result([outcomes[index] for index in range(len(task.files))])
 
     def settle(self, numbers: Iterable[int]) -> None:
-        """Ends those of the jobs that are read and wait for no chunk."""
+        """Ends those of the lots that are read and wait for no chunk."""
         for number in numbers:
             task = self.open.get(number)
             if task is not None and task.read is not None and self.claims.settled(number):
-                self.end(task, task.read)
+                self.end(task)
                 self.notify()
 
     def stored(self, ids: Iterable[bytes]) -> None:
-        """These chunks are in a finished pack or known to the vault; ends the files that waited for nothing else."""
+        """These chunks are in a finished pack or known to the vault; ends the lots that waited for nothing else."""
         self.settle(self.claims.stored(ids))
 
     def cancel(self) -> None:
@@ -123,10 +122,10 @@ class Jobs:
         self.open.clear()
         self.queue.clear()
 
-    def fail(self, error: ContbakError) -> None:
+    def fail_all(self, error: ContbakError) -> None:
         """All files end in `error`."""
         for task in list(self.open.values()):
-            self.end(task, Failed(task.path, error))
+            self.fail(task, error)
         self.queue.clear()
 
     def notify(self) -> None:

@@ -1,8 +1,8 @@
 """What the main process and a worker say to each other, and how it crosses a pipe.
 
 A message is its length (4 bytes, little-endian) and one MessagePack record in an envelope.  File content never
-crosses.  To a worker go Setup (once), Job, Claimed and Close; from it come Claim, Finished, Read, Unread, Returned,
-Closed and Broken.  The end of the pipe ends the worker.
+crosses.  To a worker go Setup (once), Job, Claimed and Close; from it come Begun, Claim, Finished, Read, Returned,
+Free, Closed and Broken.  The end of the pipe ends the worker.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from contbak.core import codec
 from contbak.core.codec import Record
 from contbak.core.entry import Entry
 from contbak.core.errors import ContbakError, SourceError, StoreError, StoreFull, Unsettled, Vanished
+from contbak.core.names import TOP_DIR
 from contbak.upload.bundle import Packed, Seal
 
 LENGTH = struct.Struct("<I")
 MESSAGE_MAX = 64 << 20
+LOT_MAX = 1 << 16
+"""Files in one lot."""
 
 
 class ReadResult(Protocol):
@@ -34,6 +37,8 @@ class ReadResult(Protocol):
     def attempts(self) -> int: ...
     @property
     def database(self) -> bool: ...
+    @property
+    def torn(self) -> bool: ...
 
 
 class Reader(Protocol):
@@ -65,11 +70,23 @@ class Setup(Record, frozen=True, array_like=True, forbid_unknown_fields=True, ta
     nice: int = 0
 
 
+class Asked(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A file to read.  path: absolute, raw bytes; dir_id: of the directory that it is in."""
+
+    path: bytes
+    dir_id: bytes = TOP_DIR
+
+    @property
+    def name(self) -> bytes:
+        """The last part of the path."""
+        return self.path[self.path.rfind(b"/") + 1 :]
+
+
 class Job(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="job"):
-    """Read this file.  `path`: absolute, raw bytes."""
+    """Read this lot of files, 1 to LOT_MAX."""
 
     number: int
-    path: bytes
+    files: tuple[Asked, ...]
     allow_torn: bool
 
 
@@ -97,30 +114,59 @@ class Finished(Record, frozen=True, array_like=True, forbid_unknown_fields=True,
     packed: Packed
 
 
-class Read(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="read"):
-    """A file was read; its chunks were claimed.  `new_bytes`: of its content, how many were stored by this worker."""
+class Done(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="done"):
+    """A file was read; when the lot is reported, all that this worker stored of it is in finished packs.
 
-    job: int
-    entry: Entry
+    raw          the encoded Entry, with its content; a tree may hold it under the file's directory and name
+    fingerprint  of the stat; while the file has it, it need not be read again
+    length       bytes read; new_bytes: how many of them this worker stored anew for this file
+    attempts     how often it was read
+    database     the data is SQLite's own copy
+    torn         the copy may mix several states
+    """
+
+    raw: bytes
     fingerprint: bytes
     length: int
     new_bytes: int
-    attempts: int
-    database: bool
+    attempts: int = 1
+    database: bool = False
+    torn: bool = False
+
+    @property
+    def entry(self) -> Entry:
+        """The entry, decoded.  Raises FormatError."""
+        return codec.decode_own(self.raw, Entry, "an entry")
 
 
 class Unread(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="unread"):
     """A file could not be read.  `kind`: see `error_of`."""
 
-    job: int
     kind: str
     reason: str
 
 
+class Begun(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="begun"):
+    """The worker has begun to read this lot."""
+
+    job: int
+
+
+class Read(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="read"):
+    """What became of a lot, in the order of its files."""
+
+    job: int
+    outcomes: tuple[Done | Unread, ...]
+
+
 class Returned(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="returned"):
-    """A large file keeps this worker busy; these jobs are for others, and no more until it is read."""
+    """A large file keeps this worker busy; these jobs are for others, and no more until it is Free."""
 
     jobs: tuple[int, ...]
+
+
+class Free(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="free"):
+    """The large file has been read."""
 
 
 class Closed(Record, frozen=True, array_like=True, forbid_unknown_fields=True, tag="closed"):
@@ -137,7 +183,7 @@ class Broken(Record, frozen=True, array_like=True, forbid_unknown_fields=True, t
 
 
 Order: TypeAlias = Setup | Job | Claimed | Close
-Report: TypeAlias = Claim | Finished | Read | Unread | Returned | Closed | Broken
+Report: TypeAlias = Claim | Finished | Begun | Read | Returned | Free | Closed | Broken
 
 
 class _OrderEnvelope(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -162,12 +208,12 @@ def pack_report(report: Report) -> bytes:
 
 def parse_order(raw: bytes) -> Order:
     """The order in `raw` (without its length).  Raises FormatError."""
-    return codec.decode(raw, _OrderEnvelope, "an order to a worker").body
+    return codec.decode_own(raw, _OrderEnvelope, "an order to a worker").body
 
 
 def parse_report(raw: bytes) -> Report:
     """The report in `raw` (without its length).  Raises FormatError."""
-    return codec.decode(raw, _ReportEnvelope, "a worker's report").body
+    return codec.decode_own(raw, _ReportEnvelope, "a worker's report").body
 
 
 _SOURCE_KINDS = {"vanished": Vanished, "unsettled": Unsettled, "source": SourceError}

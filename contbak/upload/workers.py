@@ -1,11 +1,11 @@
-"""The worker processes as the main process sees them: files in, entries and packs out.
+"""The worker processes as the main process sees them: lots of files in, entries and packs out.
 
-    submit(path) -> a worker reads it -> Claim -> packs in the spool -> Done
+    submit(files) -> a worker reads them -> Claim -> packs in the spool -> Done
 
 Rules:
 - A file is Done only when each of its chunks is in a finished pack or was known to the vault.
-- A chunk that the vault lacks goes to exactly one worker (upload/claims); files with the same chunk wait for it.
-- A worker that dies takes nothing along: its unfinished packs are void, every file that counted on them is read
+- A chunk that the vault lacks goes to exactly one worker (upload/claims); lots with the same chunk wait for it.
+- A worker that dies takes nothing along: its unfinished packs are void, every lot that counted on them is read
   again, and another worker takes its place.  A file that kills a worker twice is Failed and left.
 - One event loop, no threads.  Whoever submits waits while enough is queued.
 
@@ -27,8 +27,8 @@ from contbak.core.names import ID_LEN, ChunkId
 from contbak.upload import orders
 from contbak.upload.bundle import Packed
 from contbak.upload.hand import Hand, start
-from contbak.upload.jobs import Done, Failed, Jobs, Task
-from contbak.upload.orders import Report, Setup
+from contbak.upload.jobs import Failed, Jobs, Outcome, Task
+from contbak.upload.orders import Asked, Report, Setup
 from contbak.upload.spool import Spool
 
 Known: TypeAlias = Callable[[Sequence[ChunkId]], Awaitable[Sequence[bool]]]
@@ -36,13 +36,13 @@ Known: TypeAlias = Callable[[Sequence[ChunkId]], Awaitable[Sequence[bool]]]
 OnPack: TypeAlias = Callable[[Packed], None]
 """on_pack(packed): a pack is in the spool.  Called before the files that waited for it are Done."""
 
-QUEUED = 48
-"""Jobs that are with a worker at the same time: enough to keep it busy while the main process does something else."""
-WAITING = 256
-"""Jobs that wait for a worker, above which `submit` waits."""
+QUEUED = 3
+"""Lots that wait with a worker: enough to keep it busy while the main process does something else."""
+WAITING = 4
+"""Lots that wait for a worker, above which `submit` waits."""
 KILLS_MAX = 2
 LOSSES_MAX = 6
-"""Deaths of workers that a file sees, without being at fault, until it is given up."""
+"""Deaths of workers that a lot sees, without a file that is to blame, until it is given up."""
 FALSE_STARTS_MAX = 4
 STOP_S = 10.0
 
@@ -106,51 +106,50 @@ class Workers:
         """The processes' ids."""
         return [hand.process.pid for hand in self._hands.values()]
 
-    async def submit(self, path: bytes, allow_torn: bool = False) -> asyncio.Future[Done | Failed]:
-        """Queues the file `path` (absolute, raw bytes); waits while enough is queued.
+    async def submit(self, files: Sequence[Asked], allow_torn: bool = False) -> asyncio.Future[list[Outcome]]:
+        """Queues a lot of files, 1 to LOT_MAX; waits while enough is queued.
 
-        The future is never an exception: Done, or Failed with the reason.  It may need `flush` to come true.
+        The future is never an exception: Done or Failed for each file.  It may need `flush` to come true.
         allow_torn: a file that never holds still is kept in a copy labelled torn.
         """
         while len(self._jobs.queue) >= WAITING and not self._stopping:
             await self._jobs.change()
         if self._stopping:
             raise ContbakError("the workers have been stopped")
-        task = self._jobs.add(path, allow_torn)
+        task = self._jobs.add(files, allow_torn)
         self._dispatch()
         return task.future
 
     async def flush(self) -> None:
-        """Returns when every file submitted before has come to an end; closes packs as needed."""
+        """Returns when every lot submitted before has come to an end; closes packs as needed."""
         wanted = list(self._jobs.open.values())
-        while True:
-            for task in wanted:
-                while task.read is None and not task.future.done() and not self._stopping:
-                    await self._jobs.change()
+        while not self._stopping:
             wanted = [task for task in wanted if not task.future.done()]
-            if not wanted or self._stopping:
+            if not wanted:
                 return
-            if self._hands:
-                await self.close_packs()
-            else:
+            if self._jobs.queue or not self._hands or any(hand.large for hand in self._hands.values()):
                 await self._jobs.change()
+            else:
+                await self.close_packs()
 
     async def close_packs(self) -> None:
-        """Closes the open packs, so that what has been read is Done, without waiting for files still being read."""
+        """Closes the open packs, so that what has been read is Done, without waiting for a large file being read."""
         waits = [hand.close_packs() for hand in self._hands.values()]
         if waits:
             await asyncio.wait(waits)
 
     def _dispatch(self) -> None:
-        """Gives queued jobs to the workers that have the fewest."""
+        """Gives queued lots to the workers that have the fewest to begin."""
         free = [hand for hand in self._hands.values() if not hand.large and hand.broken is None]
         while self._jobs.queue:
-            hand = min(free, key=lambda hand: len(hand.jobs), default=None)
-            if hand is None or len(hand.jobs) >= QUEUED:
+            hand = min(free, key=lambda hand: len(hand.waiting), default=None)
+            if hand is None or len(hand.waiting) >= QUEUED:
                 break
             task = self._jobs.queue.popleft()
             hand.jobs[task.number] = task
-            hand.give(orders.Job(task.number, task.path, task.allow_torn))
+            hand.waiting.add(task.number)
+            files = tuple([task.files[index] for index in task.left])
+            hand.give(orders.Job(task.number, files, task.allow_torn))
         self._jobs.notify()
 
     # -- reports ----------------------------------------------------------------------------------------------
@@ -164,12 +163,19 @@ class Workers:
         elif isinstance(report, orders.Finished):
             self._on_pack(report.packed)
             self._jobs.stored(report.packed.ids)
-        elif isinstance(report, orders.Read | orders.Unread):
-            self._on_result(hand, report)
+        elif isinstance(report, orders.Begun):
+            hand.waiting.discard(report.job)
+            self._dispatch()
+        elif isinstance(report, orders.Read):
+            self._on_read(hand, report)
         elif isinstance(report, orders.Returned):
             hand.large = True
             back = [(number, hand.jobs.pop(number)) for number in report.jobs if number in hand.jobs]
+            hand.waiting.difference_update(report.jobs)
             self._jobs.again(task for number, task in back if task.number == number)
+            self._dispatch()
+        elif isinstance(report, orders.Free):
+            hand.large = False
             self._dispatch()
         elif isinstance(report, orders.Closed):
             hand.closed(report.number)
@@ -192,20 +198,19 @@ class Workers:
             self._jobs.stored(known)
         hand.give(orders.Claimed(bitmap([is_mine and id not in known for id, is_mine in zip(ids, mine, strict=True)])))
 
-    def _on_result(self, hand: Hand, report: orders.Read | orders.Unread) -> None:
-        hand.large = False
+    def _on_read(self, hand: Hand, report: orders.Read) -> None:
         task = hand.jobs.pop(report.job, None)
         if task is None or task.number != report.job:
             self._jobs.claims.forget(report.job)  # it is being read again already
-        elif isinstance(report, orders.Unread):
-            self._jobs.end(task, Failed(task.path, orders.error_of(report.kind, task.path, report.reason)))
-        else:
-            task.read = Done(
-                task.path, report.entry, report.fingerprint, report.length, report.new_bytes,
-                report.attempts, report.database,
-            )  # fmt: skip
-            self._jobs.settle([task.number])
-        self._dispatch()
+            return
+        outcomes: list[Outcome] = []
+        for index, outcome in zip(task.left, report.outcomes, strict=True):
+            if isinstance(outcome, orders.Unread):
+                path = task.files[index].path
+                outcomes.append(Failed(path, orders.error_of(outcome.kind, path, outcome.reason)))
+            else:
+                outcomes.append(outcome)
+        self._jobs.read(task, outcomes)
 
     # -- processes --------------------------------------------------------------------------------------------
 
@@ -253,29 +258,38 @@ class Workers:
         hand.jobs.clear()
         again = []
         for number, task in lost.items():
-            reason = self._blame(task, number == culprit, hand.broken)
-            if reason is not None:
-                self._jobs.end(task, Failed(task.path, reason))
+            if hand.broken is not None:
+                reason = orders.error_of(hand.broken.kind, task.files[0].path, hand.broken.reason)
+                self._jobs.fail(task, reason)
+                continue
+            self._blame(task, None if culprit is None else culprit[1] if culprit[0] == number else -1)
+            if not task.left:
+                self._jobs.end(task)
             elif not self._stopping:
                 again.append(task)
         self._jobs.again(again)
         self._jobs.notify()
 
-    def _blame(self, task: Task, culprit: bool, broken: orders.Broken | None) -> ContbakError | None:
-        """Why the task is given up, if it is."""
-        if broken is not None:
-            return orders.error_of(broken.kind, task.path, broken.reason)
-        task.kills += culprit
-        task.losses += 1
-        if task.kills >= KILLS_MAX or task.losses >= LOSSES_MAX:
-            return SourceError(task.path, "the process that read it died, more than once")
-        return None
+    def _blame(self, task: Task, at: int | None) -> None:
+        """Gives up what died too often.  at: which of the files left the worker was at; -1: one of another lot."""
+        if at is None:
+            task.losses += 1
+            guilty = task.left if task.losses >= LOSSES_MAX else []
+        elif at >= 0:
+            index = task.left[at]
+            task.kills[index] = task.kills.get(index, 0) + 1
+            guilty = [index] if task.kills[index] >= KILLS_MAX else []
+        else:
+            guilty = []
+        for index in guilty:
+            path = task.files[index].path
+            task.given_up[index] = Failed(path, SourceError(path, "the process that read it died, more than once"))
 
     def _give_up(self, reason: str, last: bool) -> None:
         """A worker does not run and will not; after the last one nothing is read any more, and everyone is told."""
         if last:
             self._stopping = True
-            self._jobs.fail(ContbakError(f"the worker processes do not run: {reason}"))
+            self._jobs.fail_all(ContbakError(f"the worker processes do not run: {reason}"))
             for hand in self._hands.values():
                 hand.let_go()
         self._jobs.notify()

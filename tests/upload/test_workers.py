@@ -15,8 +15,8 @@ from contbak.core.errors import ContbakError, FormatError, SourceError, StoreErr
 from contbak.core.node import Node
 from contbak.core.spanlist import spans
 from contbak.upload.bundle import Seal
-from contbak.upload.jobs import Done, Failed
-from contbak.upload.orders import Setup
+from contbak.upload.jobs import Failed
+from contbak.upload.orders import Asked, Done, Setup
 from contbak.upload.spool import Spool
 from contbak.upload.workers import Workers
 
@@ -45,11 +45,16 @@ class Backup:
         self.packs.append(packed)
         self.index.update(packed.ids)
 
-    async def read(self, paths, **more):
-        futures = [await self.workers.submit(os.fsencode(path), **more) for path in paths]
+    async def submit(self, *paths, **more):
+        """The future of one lot."""
+        return await self.workers.submit([Asked(os.fsencode(path)) for path in paths], **more)
+
+    async def read(self, paths, lot=7, **more):
+        """The outcomes; the files go in lots of `lot`."""
+        futures = [await self.submit(*paths[at : at + lot], **more) for at in range(0, len(paths), lot)]
         await self.workers.flush()
         assert all(future.done() for future in futures) and not len(self.workers._jobs.claims)
-        return [future.result() for future in futures]
+        return [outcome for future in futures for outcome in future.result()]
 
     def chunks(self):
         """Every chunk in the spool: id -> Chunk; each is there once."""
@@ -127,7 +132,7 @@ def test_what_is_known_is_not_stored_again(tmp_path, seed):
     async def go():
         first, count = await backup.read(paths), len(backup.packs)
         assert len(backup.asked) < 200 and await backup.read(paths) == [
-            Done(d.path, d.entry, d.fingerprint, d.length, 0, d.attempts, d.database) for d in first
+            Done(d.raw, d.fingerprint, d.length, 0, d.attempts, d.database) for d in first
         ]
         assert len(backup.packs) == count
 
@@ -235,12 +240,12 @@ def test_a_large_file_does_not_hold_up_the_small_ones(tmp_path, seed):
     backup = Backup(tmp_path)
 
     async def go():
-        large = await backup.workers.submit(os.fsencode(path))
-        futures = [await backup.workers.submit(os.fsencode(each)) for each in small]
+        large = await backup.submit(path)
+        futures = [await backup.submit(each) for each in small]
         while not all(future.done() for future in futures):
             await backup.workers.close_packs()
         await backup.workers.flush()
-        assert isinstance(large.result(), Done)
+        assert isinstance(large.result()[0], Done)
 
     run(backup, 2, go)
 
@@ -252,13 +257,13 @@ def test_packs_close_while_a_large_file_is_read(tmp_path, seed):
     backup = Backup(tmp_path)
 
     async def go():
-        future = await backup.workers.submit(os.fsencode(path))
+        future = await backup.submit(path)
         while len(backup.asked) < 20:
             await asyncio.sleep(0.001)
         await backup.workers.close_packs()
         early = len(backup.packs)
         await backup.workers.flush()
-        assert early and content(future.result(), backup.chunks()) == path.read_bytes()
+        assert early and content(future.result()[0], backup.chunks()) == path.read_bytes()
 
     run(backup, 1, go)
 
@@ -289,7 +294,7 @@ def test_workers_that_cannot_start_say_so(tmp_path):
         futures = []
         with pytest.raises(ContbakError):
             while True:
-                futures.append(await backup.workers.submit(b"/x"))
+                futures.append(await backup.submit("/x"))
                 await futures[-1]
 
     run(backup, 1, go)
@@ -317,8 +322,8 @@ def test_an_index_that_fails_leaves_nobody_waiting(tmp_path, seed, error):
     backup.workers._known = broken
 
     async def go():
-        (failed,) = [await backup.workers.submit(os.fsencode(path)) for path in paths]
-        assert isinstance(await failed, Failed)
+        (failed,) = await (await backup.submit(*paths))
+        assert isinstance(failed, Failed)
         await backup.workers.flush()
 
     with pytest.raises(type(error)):
