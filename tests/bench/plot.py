@@ -32,3 +32,22 @@ def draw(figures: Figures, path: Path) -> None:
     grid.tight_layout()
     grid.savefig(path, dpi=120)
     plt.close(grid)
+
+
+def draw_growth(found: dict[str, dict[str, float]], path: Path) -> None:
+    """CPU seconds and peak memory over the size, both axes logarithmic; keys are "unit size step"."""
+    grid, axes = plt.subplots(2, 2, figsize=(9, 7), squeeze=False)
+    for row, unit in zip(axes, ("files", "MB"), strict=True):
+        lines: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        for name, figures in found.items():
+            kind, size, step = name.split(" ", 2)
+            if kind == unit:
+                lines.setdefault(step, []).append((int(size), figures))
+        for panel, metric in zip(row, ("cpu_s", "peak_mib"), strict=True):
+            for step, points in lines.items():
+                panel.plot([size for size, _ in points], [one[metric] for _, one in points], "o-", label=step)
+            panel.set(xscale="log", yscale="log", xlabel=unit, ylabel=metric)
+            panel.legend(fontsize=7)
+    grid.tight_layout()
+    grid.savefig(path, dpi=120)
+    plt.close(grid)
