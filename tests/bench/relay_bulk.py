@@ -30,7 +30,8 @@ def rates(done: Ingest) -> dict[str, float]:
     """Figures of an ingest."""
     return {
         "MB": done.bytes / 1e6, "chunks": done.chunks, "seconds": done.wall_s,
-        "MB_per_s": done.bytes / 1e6 / done.wall_s, "chunks_per_s": done.chunks / done.wall_s, "relay_cpu_s": done.relay_cpu_s,
+        "MB_per_s": done.bytes / 1e6 / done.wall_s, "chunks_per_s": done.chunks / done.wall_s,
+        "relay_cpu_s": done.relay_cpu_s,
         "relay_cpu_s_per_GB": done.relay_cpu_s / done.bytes * 1e9,
         "relay_cpu_us_per_chunk": done.relay_cpu_s / done.chunks * 1e6, "relay_peak_mib": done.relay_peak_mib,
     }  # fmt: skip
