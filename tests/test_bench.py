@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench import measure, sets
+from tests.bench import install, measure, sets
 from tests.bench.rounds import Record, compare
 from tests.bench.table import Figures, bytes_table, main_table
 from tests.bench.tool import AGAIN, CHANGED, FIRST, STEPS
@@ -134,3 +135,27 @@ def test_a_tiny_run_of_everything_that_is_here(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("| home") == len(STEPS) + 2
     assert list(Path(tmp_path / "work").iterdir()) == []
+
+
+def test_a_program_is_found_where_it_was_installed_before_where_the_path_says(tmp_path):
+    assert install.find("sh", tmp_path) == shutil.which("sh")
+    program = tmp_path / "bin" / "sh"
+    program.parent.mkdir()
+    program.touch(0o755)
+    assert install.find("sh", tmp_path) == str(program)
+    assert install.find("no-such-tool", tmp_path) is None
+
+
+def test_what_cannot_be_installed_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    said = []
+    assert install.install("rustic", tmp_path, said.append) is None
+    assert said == ["rustic is left out (cargo is not here)"]
+
+
+def test_a_run_can_be_read_again(tmp_path, capsys):
+    records = [record("contbak", FIRST, 2.0), record("borg", FIRST, 4.0)]
+    facts = {"scale": 1, "runs": 1, "machine": {"cores": 2}, "tools": {"borg": "1.4"}}
+    bench.save(tmp_path / "out.json", facts, records)
+    assert bench.main(["report", "--json", str(tmp_path / "out.json")]) == 0
+    assert "4.00 borg" in capsys.readouterr().out

@@ -3,6 +3,7 @@
     python -m tests.bench --sets home,small --tools contbak,restic,rustic --runs 3 --scale 0.1 \\
         --work DIR --json out.json --plot out.png
     python -m tests.bench peers --peers DIR        find or install the other tools
+    python -m tests.bench report --json out.json   print the tables of a run again
 
 Ratios are of medians of one run on one machine; docs/performance.md says how it is measured and what it means.
 """
@@ -20,6 +21,8 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from tests.bench import install, sets, table
 from tests.bench.bounds import Bounds
@@ -40,7 +43,7 @@ def say(text: str) -> None:
 def options(words: Sequence[str]) -> argparse.Namespace:
     """What was asked."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["run", "peers"], default="run")
+    parser.add_argument("what", nargs="?", choices=["run", "peers", "report"], default="run")
     parser.add_argument("--sets", default="home,small,disk,many", help="comma separated")
     parser.add_argument("--tools", default="", help="comma separated variants or programs; default: all that are here")
     parser.add_argument("--steps", default="", help="comma separated; default: all")
@@ -76,12 +79,13 @@ def machine() -> dict[str, object]:
     model = cpuinfo.partition("model name")[2].partition("\n")[0].lstrip("\t: ")
     return {
         "cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1), "kernel": platform.release(),
-        "python": platform.python_version(), "load": os.getloadavg(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z",
+        "python": platform.python_version(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z",
     }  # fmt: skip
 
 
 def measure(asked: argparse.Namespace, tools: list[Tool], work: Path) -> list[Record]:
     """All rounds of all sets."""
+    facts = facts_of(asked, tools)
     steps = frozenset(step for step in STEPS if not asked.steps or step in asked.steps.split(","))
     records: list[Record] = []
     for name in asked.sets.split(","):
@@ -93,30 +97,32 @@ def measure(asked: argparse.Namespace, tools: list[Tool], work: Path) -> list[Re
         data = sets.make(name, work / "sets" / name, asked.scale)
         for number in range(1, asked.runs + 1):
             records += Round(data, number, tools, work / "round", say, steps).play()
-            save(asked, tools, records)
+            save(asked.json, facts, records)
         shutil.rmtree(data.top)
     return records
 
 
-def save(asked: argparse.Namespace, tools: list[Tool], records: list[Record]) -> None:
+def facts_of(asked: argparse.Namespace, tools: list[Tool]) -> dict[str, Any]:
+    """What the figures of this run depend on."""
+    versions = {tool.name: tool.version() for tool in tools}
+    return {"scale": asked.scale, "runs": asked.runs, "machine": machine(), "tools": versions}
+
+
+def save(path: Path | None, facts: dict[str, Any], records: list[Record]) -> None:
     """Writes the raw figures so far."""
-    if asked.json:
-        facts = {
-            "machine": machine(), "scale": asked.scale, "runs": asked.runs,
-            "tools": {tool.name: tool.version() for tool in tools}, "records": [record.as_json() for record in records],
-        }  # fmt: skip
-        asked.json.write_text(json.dumps(facts, indent=1))
+    if path:
+        path.write_text(json.dumps(facts | {"records": [record.as_json() for record in records]}, indent=1))
 
 
-def report(asked: argparse.Namespace, tools: list[Tool], records: list[Record]) -> None:
+def report(facts: dict[str, Any], records: list[Record]) -> None:
     """Prints the tables, with what they depend on."""
     figures = table.Figures(records)
-    loads = sorted(record.load for record in records)
-    print(f"scale {asked.scale:g}, medians of {asked.runs}, load {loads[0]:.1f} to {loads[-1]:.1f}" if loads else "")
-    print(", ".join(f"{key} {value}" for key, value in machine().items() if key != "load"))
-    print("; ".join(f"{tool.name}: {tool.version()}" for tool in tools), "\n")
-    print(table.main_table(figures), "\n")
-    print(table.bytes_table(figures), "\n")
+    loads = sorted(record.load for record in records) or [0.0]
+    print(f"scale {facts['scale']:g}, medians of {facts['runs']}, load {loads[0]:.1f} to {loads[-1]:.1f}")
+    print(", ".join(f"{key} {value}" for key, value in facts["machine"].items()))
+    print("; ".join(f"{tool}: {version}" for tool, version in facts["tools"].items()), "\n")
+    for text in (table.main_table(figures), table.bytes_table(figures), table.all_table(figures)):
+        print(text, "\n")
     print("\n".join(table.rate_lines(figures)))
     for record in records:
         if record.error:
@@ -132,6 +138,11 @@ def main(words: Sequence[str] | None = None) -> int:
         install.install_all(asked.peers)
         return 0
     plot = importlib.import_module("tests.bench.plot") if asked.plot else None  # it wants matplotlib
+    if asked.what == "report":
+        if asked.json is None:
+            raise SystemExit("say of what: --json FILE")
+        facts = json.loads(asked.json.read_text())
+        return show(facts, [Record.from_json(one) for one in facts["records"]], asked.plot, plot)
     if unknown := set(asked.sets.split(",")) - set(sets.MAKERS):
         raise SystemExit(f"there is no data set {', '.join(sorted(unknown))}; there are {', '.join(sets.MAKERS)}")
     if asked.work:
@@ -139,12 +150,17 @@ def main(words: Sequence[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp(prefix="contbak-bench-", dir=asked.work))
     try:
         tools = chosen_tools(asked.tools, asked.peers)
-        records = measure(asked, tools, work)
+        facts, records = facts_of(asked, tools), measure(asked, tools, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    report(asked, tools, records)
+    return show(facts, records, asked.plot, plot)
+
+
+def show(facts: dict[str, Any], records: list[Record], picture: Path | None, plot: ModuleType | None) -> int:
+    """Tables and picture; 1 if a step failed."""
+    report(facts, records)
     if plot is not None:
-        plot.draw(table.Figures(records), asked.plot)
+        plot.draw(table.Figures(records), picture)
     return 1 if any(record.error for record in records) else 0
 
 

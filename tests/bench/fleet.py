@@ -1,7 +1,8 @@
 """A fleet on one relay: python -m tests.bench.fleet [--devices 200] [--every 10] [--seconds 60] [--vaults N]
 
 Simulated devices, each with its own connection over TLS, that commit at their own phase of a period: a data pack of
-some KB, a tree pack, the commit.  Prints median and 99th percentile of the commit request alone and of the whole backup until its receipt, and CPU and memory of the relay process.  The devices live in a few processes that share the
+some KB, a tree pack, the commit.  Prints median and 99th percentile of the commit request alone and of the whole backup
+until its receipt, and CPU and memory of the relay process.  The devices live in a few processes that share the
 machine's cores with the relay; a commit that began late because its device was still busy is counted.
 """
 

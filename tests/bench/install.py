@@ -1,6 +1,6 @@
 """Finds the other tools, or installs each with its own ecosystem's command.
 
-A program is looked for in DIR/bin, then on PATH.  What can be installed how:
+A program is looked for in DIR, then on PATH.  How the newest is installed into DIR:
 
     restic   go install, else Debian's package
     kopia    go install
@@ -33,26 +33,26 @@ _DEBIAN = {"restic": "restic"}
 
 
 def find(program: str, top: Path | None) -> str | None:
-    """The path of a program."""
-    places = [top / "bin", top / program / "bin"] if top is not None else []
-    return next((found for place in places if (found := shutil.which(program, path=str(place)))), None) or shutil.which(
-        program
-    )
+    """The path of a program: what was installed into `top` before what is on PATH."""
+    return (top and _installed(program, top)) or shutil.which(program)
+
+
+def _installed(program: str, top: Path) -> str | None:
+    places = (top / "bin", top / program / "bin")
+    return next((found for place in places if (found := shutil.which(program, path=str(place)))), None)
 
 
 def install(program: str, top: Path, say: Callable[[str], None]) -> str | None:
-    """Installs a program into `top` unless it is there; its path, or None after saying why not."""
+    """Installs the newest into `top` unless one is there; else takes what is on PATH, else Debian's.
+
+    Its path, or None after saying why it cannot be had.
+    """
+    reason = "" if _installed(program, top) else _follow(_RECIPES[program](top), top)
+    if reason and not shutil.which(program) and program in _DEBIAN and os.geteuid() == 0:
+        _follow([["apt-get", "install", "-y", "-qq", "--no-install-recommends", _DEBIAN[program]]], top)
     here = find(program, top)
-    if here:
-        say(f"{program}: {here}")
-        return here
-    top.mkdir(parents=True, exist_ok=True)
-    reason = _follow(_RECIPES[program](top.absolute()), top.absolute())
-    if reason and program in _DEBIAN and shutil.which("apt-get") and os.geteuid() == 0:
-        say(f"{program}: {reason}; taking Debian's")
-        reason = _follow([["apt-get", "install", "-y", "-qq", "--no-install-recommends", _DEBIAN[program]]], top)
-    here = find(program, top)
-    say(f"{program}: {here}" if here else f"{program} is left out: {reason or 'it was not found after installing'}")
+    because = f" ({reason})" if reason else ""
+    say(f"{program}: {here}{because}" if here else f"{program} is left out{because}")
     return here
 
 
@@ -72,5 +72,6 @@ def _follow(recipe: list[list[str]], top: Path) -> str:
 
 def install_all(top: Path) -> None:
     """Everything that can be had, into `top`."""
+    top.mkdir(parents=True, exist_ok=True)
     for program in _RECIPES:
-        install(program, top, lambda text: print(text, flush=True))
+        install(program, top.absolute(), lambda text: print(text, flush=True))

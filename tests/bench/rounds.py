@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.bench.measure import CommandFailed, Usage, warm
 from tests.bench.sets import DataSet
@@ -42,6 +43,12 @@ class Record:
         """For the file of raw figures."""
         found = asdict(self) | {"cpu_s": self.usage.cpu_s if self.usage else None}
         return {key: value for key, value in found.items() if value not in ("", None)}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Record:
+        """What `as_json` wrote."""
+        known = {key: found[key] for key in cls.__dataclass_fields__ if key in found}
+        return cls(**(known | {"usage": Usage(**found["usage"]) if "usage" in found else None}))
 
 
 @dataclass

@@ -126,6 +126,21 @@ def bytes_table(figures: Figures) -> str:
     return markdown(head, rows)
 
 
+def all_table(figures: Figures) -> str:
+    """Every tool at every step: medians, and the range of the time."""
+    rows = []
+    for name in figures.sets:
+        for step in STEPS:
+            for tool in figures.tools():
+                walls = figures.values(name, step, tool, "wall")
+                if walls:
+                    shown = [
+                        f"{figures.median(name, step, tool, metric) or 0:.2f}" for metric in ("wall", "cpu", "peak")
+                    ]
+                    rows.append([name, step, tool, *shown, f"{min(walls):.2f} to {max(walls):.2f}", str(len(walls))])
+    return markdown(["set", "step", "tool", "s", "CPU s", "MiB", "s, from to", "n"], rows)
+
+
 def rate_lines(figures: Figures) -> list[str]:
     """How fast a verify reads."""
     lines = []
