@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -134,7 +133,7 @@ def test_a_tiny_run_of_everything_that_is_here(tmp_path, capsys):
     assert all(entry["cpu_s"] > 0 for entry in found["records"] if entry["tool"] == "contbak")
     printed = capsys.readouterr().out
     assert printed.count("| home") == len(STEPS) + 2
-    assert list(Path(tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_program_is_found_where_it_was_installed_before_where_the_path_says(tmp_path):

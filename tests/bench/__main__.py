@@ -27,12 +27,10 @@ from typing import Any
 from tests.bench import install, sets, table
 from tests.bench.bounds import Bounds
 from tests.bench.contbak_tool import Contbak
+from tests.bench.measure import spread
 from tests.bench.peers import VARIANTS
 from tests.bench.rounds import Record, Round
 from tests.bench.tool import STEPS, Tool
-
-_COPIES = 1.6
-"""Bytes of repositories that one tool may need, in sizes of the set: what is not compressed, and the change."""
 
 
 def say(text: str) -> None:
@@ -89,14 +87,14 @@ def measure(asked: argparse.Namespace, tools: list[Tool], work: Path) -> list[Re
     steps = frozenset(step for step in STEPS if not asked.steps or step in asked.steps.split(","))
     records: list[Record] = []
     for name in asked.sets.split(","):
-        need = int(sets.bytes_needed(name, asked.scale) * (2 + _COPIES * (len(tools) - 1)))
+        need = sets.bytes_needed(name, asked.scale, len(tools))
         if shutil.disk_usage(work).free < need:
             say(f"{name} is left out: it may need {need / 1e9:.0f} GB, and {work} has less")
             continue
         say(f"making {name}")
         data = sets.make(name, work / "sets" / name, asked.scale)
         for number in range(1, asked.runs + 1):
-            records += Round(data, number, tools, work / "round", say, steps).play()
+            records += Round(data, number, tools, work / f"round-{name}-{number}", say, steps).play()
             save(asked.json, facts, records)
         shutil.rmtree(data.top)
     return records
@@ -148,6 +146,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if asked.work:
         asked.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="contbak-bench-", dir=asked.work))
+    spread(work)
     try:
         tools = chosen_tools(asked.tools, asked.peers)
         facts, records = facts_of(asked, tools), measure(asked, tools, work)

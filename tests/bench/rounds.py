@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import CommandFailed, Usage, warm
+from tests.bench.measure import CommandFailed, Usage, spread, warm
 from tests.bench.sets import DataSet
 from tests.bench.tool import AGAIN, CHANGED, CHECK, FIRST, ONE, RESTORE, VERIFY, WATCHED, Place, Tool
 
@@ -66,8 +66,9 @@ class Round:
 
     def play(self) -> list[Record]:
         """Runs it; directories are gone afterwards."""
-        shutil.rmtree(self.top, ignore_errors=True)
         self.data.rewind()
+        self.top.mkdir()
+        spread(self.top)
         try:
             for tool in self.tools:
                 self._guarded(tool, "prepare", partial(tool.prepare, Place(self.top / tool.name, self.data.top)))
@@ -120,25 +121,26 @@ class Round:
         self.say(described(record))
 
     def _restore(self, tool: Tool) -> Usage:
-        target = self._empty()
+        target = self._empty(tool, RESTORE)
         usage = tool.restore(target)
         compare(self.data.top, tool.restored(target))
-        shutil.rmtree(target)
         return usage
 
     def _one(self, tool: Tool) -> Usage:
-        target, path = self._empty(), self.data.one()
+        target, path = self._empty(tool, ONE), self.data.one()
         usage = tool.one(path, target)
         found = [found for found in target.rglob(path.name) if found.is_file()]
         if len(found) != 1 or not filecmp.cmp(path, found[0], shallow=False):
             raise CommandFailed(f"{tool.name} did not restore {path.name} as it is")
-        shutil.rmtree(target)
         return usage
 
-    def _empty(self) -> Path:
-        target = self.top / "restored"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
+    def _empty(self, tool: Tool, step: str) -> Path:
+        """A new directory; what is in it stays until the round is over (see `spread`)."""
+        target = self.top / "restored" / f"{tool.name}, {step}"
+        if not target.parent.exists():
+            target.parent.mkdir()
+            spread(target.parent)
+        target.mkdir()
         return target
 
 

@@ -67,9 +67,12 @@ def make(name: str, top: Path, scale: float) -> DataSet:
     return DataSet(name, top, scale)
 
 
-def bytes_needed(name: str, scale: float) -> int:
-    """About what one copy of a set occupies on a disk."""
-    return int({"home": 2_050, "small": 1_250, "disk": 2_900, "many": 4_300}[name] * MB * scale)
+def bytes_needed(name: str, scale: float, tools: int) -> int:
+    """About what a round of that many tools occupies: the set, what each restores, and each's repository."""
+    tree, repository = {"home": (2_050, 1_600), "small": (1_250, 800), "disk": (2_900, 2_400), "many": (4_300, 300)}[
+        name
+    ]
+    return int((tree * (1 + tools) + repository * tools) * MB * scale)
 
 
 def files_of(top: Path) -> list[Path]:
