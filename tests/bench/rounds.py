@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,11 +72,13 @@ class Round:
         spread(self.top)
         try:
             for tool in self.tools:
-                self._guarded(tool, "prepare", partial(tool.prepare, Place(self.top / tool.name, self.data.top)))
+                self._guarded(
+                    tool, "prepare", partial(tool.prepare, Place(self.top / self._fresh(tool.name), self.data.top))
+                )
             self._all(FIRST, lambda tool: tool.backup())
             self._all(AGAIN, lambda tool: tool.backup())
             self._all(WATCHED, lambda tool: tool.watched())
-            if self.steps & {CHANGED, RESTORE}:
+            if CHANGED in self.steps:
                 self.data.change(self.number)
             self._all(CHANGED, lambda tool: tool.backup())
             self._all(RESTORE, self._restore)
@@ -134,9 +137,14 @@ class Round:
             raise CommandFailed(f"{tool.name} did not restore {path.name} as it is")
         return usage
 
+    @staticmethod
+    def _fresh(name: str) -> str:
+        """A name that no earlier round had: ext4 chooses the place of a directory by it."""
+        return f"{name}, {secrets.token_hex(4)}"
+
     def _empty(self, tool: Tool, step: str) -> Path:
         """A new directory; what is in it stays until the round is over (see `spread`)."""
-        target = self.top / "restored" / f"{tool.name}, {step}"
+        target = self.top / "restored" / self._fresh(f"{tool.name}, {step}")
         if not target.parent.exists():
             target.parent.mkdir()
             spread(target.parent)

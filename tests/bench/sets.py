@@ -69,9 +69,8 @@ def make(name: str, top: Path, scale: float) -> DataSet:
 
 def bytes_needed(name: str, scale: float, tools: int) -> int:
     """About what a round of that many tools occupies: the set, what each restores, and each's repository."""
-    tree, repository = {"home": (2_050, 1_600), "small": (1_250, 800), "disk": (2_900, 2_400), "many": (4_300, 300)}[
-        name
-    ]
+    sizes = {"home": (2_050, 1_600), "small": (1_250, 800), "disk": (2_900, 2_400), "many": (4_300, 300)}
+    tree, repository = sizes[name]
     return int((tree * (1 + tools) + repository * tools) * MB * scale)
 
 
