@@ -47,21 +47,27 @@ class Arrival:
         except OSError as error:
             raise translated(error, "an arriving pack") from error
 
-    def take(self, first: int, data: bytes) -> None:
-        """Verifies whole consecutive segments and writes those that are new.  Raises Problem, StoreError."""
+    def take(self, first: int, data: bytes | memoryview) -> int:
+        """Verifies whole consecutive segments and writes those that are new; returns the number after them.
+
+        Raises Problem, StoreError.
+        """
         try:
             found = self._receiver.take(first, data)
         except PeerError as error:
             raise Problem(422, "mismatch", str(error)) from None
-        with self._lock:
-            if self._fd < 0:  # sealed meanwhile, so it has them all
-                return
-            for index, piece in found:
-                try:
-                    _write_at(self._fd, piece, self.plan.span(index)[0])
-                except OSError as error:
-                    raise translated(error, "an arriving pack") from error
-                self._receiver.written(index)
+        with self._lock:  # also because writers of one file would wait for each other in the kernel, spinning
+            if self._fd >= 0:  # else it was sealed meanwhile, so it has them all
+                self._write(found)
+        return first + -(-len(data) >> self.plan.segment_log2)
+
+    def _write(self, found: list[tuple[int, memoryview]]) -> None:
+        for index, piece in found:
+            try:
+                _write_at(self._fd, piece, self.plan.span(index)[0])
+            except OSError as error:
+                raise translated(error, "an arriving pack") from error
+            self._receiver.written(index)
 
     def have(self) -> bytes:
         return self._receiver.bitmap()

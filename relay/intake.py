@@ -114,13 +114,17 @@ class Intake:
             raise unknown("there is no plan of this pack")
         return PlanState(False, arrival.have())
 
-    def segments(self, root: PackId, first: int, data: bytes) -> None:
-        """Takes whole consecutive segments from number `first` on.  Raises Problem, StoreFull."""
+    def segments(self, root: PackId, first: int, data: bytes | memoryview) -> int:
+        """Takes whole consecutive segments from number `first` on; returns the number after them.
+
+        Raises Problem, StoreFull.
+        """
         arrival = self._arrivals.get(root)
         if arrival is not None:
-            arrival.take(first, data)
-        elif not self._sealed(root):
+            return arrival.take(first, data)
+        if not self._sealed(root):
             raise Problem(409, "no-plan", "the plan of this pack must come first")
+        return first
 
     def seal(self, root: PackId, device: DeviceId) -> None:
         """Makes the pack durable and known.  Raises Problem."""

@@ -24,6 +24,7 @@ from contbak.core.errors import ContbakError, FormatError
 from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN
 from contbak.core.names import ID_LEN, CommitId, PackId, from_hex
 from relay import problem
+from relay.body import BUFFER_LEN, Body, Buffers, too_large
 from relay.door import Door
 from relay.intake import Intake
 from relay.problem import Problem, malformed
@@ -33,12 +34,9 @@ from relay.session import Who
 JOIN_MAX = 16 << 10
 LOGIN_MAX = 1 << 10
 IDS_MAX = HAVE_MAX * ID_LEN
-SILENCE_S = 30.0
-"""A body of which nothing comes for so long is given up."""
-SLOWEST = 4 << 10
-"""Bytes per second that a body must come at, on the whole."""
 _MSGPACK = "application/msgpack"
 _BYTES = "application/octet-stream"
+_SMALL = 64 << 10  # up to here a body needs no buffer
 _THREADS = 6
 _BACKLOG = 256
 _IDLE_S = 30.0  # for a connection without a request, also for one whose head does not come to an end
@@ -60,6 +58,7 @@ class Web:
         self._service = service
         self.busy: set[object] = set()
         """The protocols of the connections on which a request is under way."""
+        self._buffers = Buffers()
         self._quick = ThreadPoolExecutor(_THREADS, "quick")
         self._heavy = ThreadPoolExecutor(_THREADS, "heavy")
 
@@ -120,41 +119,53 @@ class Web:
     # -- writing
 
     async def _have(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         ids = _ids(await _body(request, IDS_MAX))
         found = await self._for(who, self._quick, lambda vault: vault.have(ids))
         return web.Response(body=messages.bitmap(found), content_type=_BYTES)
 
     async def _plan(self, request: web.Request) -> web.Response:
-        who, root = await self._who(request), _root(request)
+        who, root = self._who(request), _root(request)
         raw = await _body(request, pack.PLAN_MAX)
         return _packed(await self._for(who, self._quick, lambda vault: vault.plan(root, raw)))
 
     async def _state(self, request: web.Request) -> web.Response:
-        who, root = await self._who(request), _root(request)
+        who, root = self._who(request), _root(request)
         return _packed(await self._for(who, self._quick, lambda vault: vault.state(root)))
 
     async def _segments(self, request: web.Request) -> web.Response:
-        who, root = await self._who(request), _root(request)
+        who, root = self._who(request), _root(request)
         first = _number(request.match_info["first"], "the number of a segment")
-        data = await _body(request, PUT_MAX)
-        await self._for(who, self._quick, lambda vault: vault.segments(root, first, data))
-        return web.Response(status=204)
+        _check_length(request, PUT_MAX)
+        if (request.content_length or BUFFER_LEN) <= _SMALL:
+            await self._put(who, root, first, memoryview(await _body(request, _SMALL)))
+            return web.Response(status=204)
+        async with self._buffers.one() as buffer:
+            body = Body(request.content, PUT_MAX)
+            length = await body.fill(buffer)
+            while True:
+                first = await self._put(who, root, first, buffer[:length])
+                length = await body.fill(buffer)
+                if not length:
+                    return web.Response(status=204)
+
+    async def _put(self, who: Who, root: PackId, first: int, data: memoryview) -> int:
+        return await self._for(who, self._quick, lambda vault: vault.segments(root, first, data))
 
     async def _seal(self, request: web.Request) -> web.Response:
-        who, root = await self._who(request), _root(request)
+        who, root = self._who(request), _root(request)
         await _body(request, 0)
         await self._for(who, self._heavy, lambda vault: vault.seal(root, who.device))
         return web.Response(status=204)
 
     async def _commit(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         raw = await _body(request, commit.RECORD_MAX)
         receipt = await self._for(who, self._heavy, lambda vault: vault.commit(raw, who.device))
         return web.Response(body=receipt, content_type=_MSGPACK)
 
     async def _receipt(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         id_ = CommitId(from_hex(request.match_info["commit"], ID_LEN, "a commit id"))
         receipt = await self._for(who, self._quick, lambda vault: vault.receipt(id_))
         return web.Response(body=receipt, content_type=_MSGPACK)
@@ -162,33 +173,33 @@ class Web:
     # -- reading
 
     async def _vault(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         return _packed(await self._run(self._quick, self._service.vault_info, who.vault))
 
     async def _listed(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         after = _number(request.query.get("after", "0"), "after")
         return _packed(await self._for(who, self._quick, lambda vault: vault.listed(after)))
 
     async def _locate(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         ids = _ids(await _body(request, IDS_MAX))
         return _packed(await self._for(who, self._quick, lambda vault: vault.locate(ids)))
 
     async def _packs(self, request: web.Request) -> web.Response:
-        who = await self._who(request)
+        who = self._who(request)
         after = request.query.get("after", "")
         root = from_hex(after, ID_LEN, "after") if after else b""
         return _packed(await self._for(who, self._quick, lambda vault: vault.packs(root)))
 
     async def _pack(self, request: web.Request) -> web.StreamResponse:
-        who, root = await self._who(request), _root(request)
+        who, root = self._who(request), _root(request)
         path = await self._for(who, self._quick, lambda vault: vault.pack_path(root))
         return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: _BYTES})
 
     # -- all of them
 
-    async def _who(self, request: web.Request) -> Who:
+    def _who(self, request: web.Request) -> Who:
         scheme, _, text = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         try:
             token = from_hex(text, TOKEN_LEN, "a token")
@@ -196,7 +207,7 @@ class Web:
             token = b""
         if scheme != "Bearer" or not token:
             raise Problem(401, "token", "this needs a token; log in first")
-        return await self._run(self._quick, self._service.who, token)
+        return self._service.who(token)
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(*args, **kwargs))
@@ -284,24 +295,13 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 async def _body(request: web.Request, limit: int) -> bytes:
     """The whole body, at most `limit` bytes.  Raises Problem if it is larger or comes too slowly."""
+    _check_length(request, limit)
+    return await Body(request.content, limit).whole()
+
+
+def _check_length(request: web.Request, limit: int) -> None:
     if (request.content_length or 0) > limit:
-        raise Problem(413, "too-large", f"the body is larger than {limit} bytes")
-    loop = asyncio.get_running_loop()
-    parts: list[bytes] = []
-    size, ends = 0, loop.time() + SILENCE_S + limit / SLOWEST
-    try:
-        while True:
-            async with asyncio.timeout(min(SILENCE_S, ends - loop.time())):
-                part = await request.content.readany()
-            if not part:
-                break
-            size += len(part)
-            if size > limit:
-                raise Problem(413, "too-large", f"the body is larger than {limit} bytes")
-            parts.append(part)
-    except TimeoutError:
-        raise Problem(503, "slow", "the body came too slowly") from None
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        raise too_large(limit)
 
 
 def _decoded(raw: bytes, kind: type[T], what: str) -> T:

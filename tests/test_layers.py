@@ -29,7 +29,7 @@ MAY_IMPORT = {
 
 CLI = ["contbak.app.cli", "contbak.app.cli[._]*", "relay.cli", "relay.cli[._]*"]
 DOORS = {
-    "aiohttp": ["contbak.upload.line", "contbak.app.control", "relay.web"],
+    "aiohttp": ["contbak.app.control", "relay.web"],
     "blake3": ["contbak.core.crypto"],
     "click": CLI,
     "cryptography": ["relay.identity"],

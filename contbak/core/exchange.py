@@ -23,7 +23,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class SegmentsRequest:
-    """Put `count` consecutive segments from number `first`, at most 1 MiB.  Answers: Accepted, Refusal."""
+    """Put `count` consecutive segments from number `first`, at most PUT_MAX bytes.  Answers: Accepted, Refusal."""
 
     root: PackId
     first: int

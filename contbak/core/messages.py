@@ -17,7 +17,7 @@ HAVE_MAX = 65_536
 """Ids in one `have` or `locate` request."""
 MISSING_MAX = 4_096
 """Ids that one refusal of a commit names."""
-PUT_MAX = 1 << 20
+PUT_MAX = 4 << 20
 """Bytes of consecutive segments in one PUT."""
 TOKEN_LEN = 32
 CHALLENGE_LEN = 32

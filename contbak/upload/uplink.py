@@ -53,7 +53,9 @@ from contbak.core.problem import Problem
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer, Sender
 from contbak.upload.answers import expect, refusal_of, understood
 from contbak.upload.line import Line
+from contbak.upload.segments import Segments
 from contbak.upload.spool import Spool
+from contbak.upload.wire import Body
 
 WAIT_MAX_S = 60.0
 """The longest wait between two attempts to reach a relay that is away."""
@@ -292,7 +294,7 @@ class Uplink:
         if isinstance(request, PlanRequest):
             answer = await self._request("PUT", f"{path}/plan", plan.raw)
         elif isinstance(request, SegmentsRequest):
-            body = await asyncio.to_thread(self._segments, plan, request)
+            body = Segments(self._spool, plan, request.first, request.count)
             answer = await self._request("PUT", f"{path}/segments/{request.first}", body)
         else:
             answer = await self._request("POST", f"{path}/seal", b"")
@@ -311,18 +313,7 @@ class Uplink:
         understood(lambda: open_receipt(answer, self._line.address.relay, request.id))
         return Receipted(answer)
 
-    def _segments(self, plan: Plan, request: SegmentsRequest) -> bytes:
-        """The bytes of the segments, compared with the plan.  Raises NotFound, FormatError."""
-        offset = plan.span(request.first)[0]
-        end = sum(plan.span(request.first + request.count - 1))
-        body = self._spool.read(plan.root, offset, end - offset)
-        for index in range(request.first, request.first + request.count):
-            at, length = plan.span(index)
-            if not plan.verify(index, memoryview(body)[at - offset : at - offset + length]):
-                raise FormatError(f"segment {index} of the spooled pack {plan.root.hex()} is damaged")
-        return body
-
-    async def _request(self, method: str, path: str, body: bytes) -> bytes | Problem:
+    async def _request(self, method: str, path: str, body: Body) -> bytes | Problem:
         """An exchange within the session, with one new login if the relay has forgotten it."""
         session = await self.connected()
         answer = await self._line.request(method, path, body, session.token)

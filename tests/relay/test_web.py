@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from contbak.core.invite import Address, Invite
-from relay import identity, stores, web
+from relay import body, identity, stores, web
 from relay.config import Config
 from relay.service import Service
 from tests.relay.peer import Device, Peer
@@ -51,7 +51,7 @@ async def answer(path, *parts, pause=0.0):
 
 
 def test_a_body_that_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(web, "SILENCE_S", 0.1)
+    monkeypatch.setattr(body, "SILENCE_S", 0.1)
 
     async def go():
         async with served(tmp_path) as (_, _, path):
@@ -62,8 +62,8 @@ def test_a_body_that_stops(tmp_path, monkeypatch):
 
 
 def test_a_body_that_trickles(tmp_path, monkeypatch):
-    monkeypatch.setattr(web, "SILENCE_S", 0.2)
-    monkeypatch.setattr(web, "SLOWEST", 1 << 20)
+    monkeypatch.setattr(body, "SILENCE_S", 0.2)
+    monkeypatch.setattr(body, "SLOWEST", 1 << 20)
 
     async def go():
         async with served(tmp_path) as (_, _, path):
