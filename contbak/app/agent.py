@@ -35,7 +35,7 @@ from contbak.capture import journal as journals
 from contbak.capture import proofs as proof_tables
 from contbak.capture.journal import Change, Gap, Journal, Problem
 from contbak.capture.proofs import Proofs
-from contbak.capture.scan import Prune, Scan
+from contbak.capture.scan import Scan
 from contbak.core import commit as commits
 from contbak.core.chunker import check_engine
 from contbak.core.commit import Signed
@@ -174,7 +174,7 @@ class Agent:
             await self._continuity.compare()
             await self._renew_workers()
             proofs = Proofs(self.kv, source.source_id)
-            scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
+            scan = await self.run(lambda: Scan(source.top, proofs, left_out_of(self.home, source)))
             stored = Stored(self.ledger, source.source_id)
             batch = Batch(source, work, scan, proofs, self.workers, stored)
             self.tally = batch.tally
@@ -204,12 +204,12 @@ class Agent:
             if pending is None:
                 return
             try:
-                await self._deliver(pending)
+                await self._deliver(pending, proofs)
                 return
             except MissingChunks as missing:
                 again = await self._withdraw(pending, missing.ids)
                 batch.fold = True
-                scan = await self.run(lambda: Scan(source.top, proofs, prune_of(self.home, source)))
+                scan = await self.run(lambda: Scan(source.top, proofs, left_out_of(self.home, source)))
                 stored = Stored(self.ledger, source.source_id)
                 extra = Batch(source, Work(tuple(again)), scan, proofs, self.workers, stored)
                 await extra.fill(self.run, 1 << 62, 1 << 62)
@@ -260,7 +260,7 @@ class Agent:
         self.ledger.forget_source(source)
         proofs.forget()
 
-    async def _deliver(self, pending: Pending) -> None:
+    async def _deliver(self, pending: Pending, proofs: Proofs) -> None:
         """Returns when the relay has acknowledged the commit and that is on record.  Raises MissingChunks."""
         if not pending.receipt:
             signed = commits.decode(pending.record)
@@ -269,16 +269,16 @@ class Agent:
             try:
                 receipt = await self.uplink.commit(signed, needs)
             except RejectedByPeer:
-                await self.run(lambda: self._give_up(pending))
+                await self.run(lambda: self._give_up(proofs))
                 raise
             except HeadMismatch as other:
                 await self._continuity.start_over(other.head)
             pending = await self.run(lambda: self.ledger.note_receipt(pending, receipt))
-        await self.run(lambda: self._acknowledge(pending))
+        await self.run(lambda: self._acknowledge(pending, proofs))
 
-    def _acknowledge(self, pending: Pending) -> None:
+    def _acknowledge(self, pending: Pending, proofs: Proofs) -> None:
         signed = commits.decode(pending.record)
-        Proofs(self.kv, SourceId(pending.source)).confirm()
+        proofs.confirm()
         chain = self._continuity.advanced(signed)
         with self.kv.write() as rows:
             self.ledger.acknowledge(rows, pending, chain)
@@ -313,12 +313,13 @@ class Agent:
         pending = await self.run(self.ledger.pending)
         if pending is None:
             return
+        proofs = Proofs(self.kv, SourceId(pending.source))
         try:
-            await self._deliver(pending)
+            await self._deliver(pending, proofs)
         except MissingChunks as missing:
             again = await self._withdraw(pending, missing.ids)
             await self.run(lambda: self.journal.add(SourceId(pending.source), again))
-            await self.run(Proofs(self.kv, SourceId(pending.source)).drop_staged)
+            await self.run(proofs.drop_staged)
 
     async def drop_leftovers(self, sources: Sequence[Source]) -> None:
         """At start, with no commit pending: what was staged is looked at again."""
@@ -344,10 +345,10 @@ class Agent:
         now = int(time.time() * 1000)
         return [Change(path, 0, now, False, forced=True) for path in paths]
 
-    def _give_up(self, pending: Pending) -> None:
+    def _give_up(self, proofs: Proofs) -> None:
         """The relay will never accept this commit: what it holds is looked at again, for another one."""
         self._continuity.withdraw()
-        Proofs(self.kv, SourceId(pending.source)).drop_staged()
+        proofs.drop_staged()
 
 
 def key_of(proofs: Proofs, path: bytes) -> tuple[DirId, bytes] | None:
@@ -362,15 +363,12 @@ def key_of(proofs: Proofs, path: bytes) -> tuple[DirId, bytes] | None:
     return dir_id, name
 
 
-def prune_of(home: Home, source: Source) -> Prune:
+def left_out_of(home: Home, source: Source) -> Excludes:
     """What is left out of a source: its excludes, and the agent's own places."""
-    excludes = Excludes(source.exclude)
     top = os.path.realpath(source.top)
     prefix = b"/" if top == b"/" else top + b"/"
-    own = frozenset(place[len(prefix) :] for place in home.own_places() if place.startswith(prefix))
-    if not own:
-        return excludes.excluded
-    return lambda path, is_dir: path in own or excludes.excluded(path, is_dir)
+    own = [place[len(prefix) :] for place in home.own_places() if place.startswith(prefix)]
+    return Excludes(source.exclude, own)
 
 
 def _has_aes() -> bool:

@@ -127,7 +127,6 @@ class Batch:
         await self._read_out(thread, done)
         if done:
             await _in(thread, self._scan.finish)
-        await _in(thread, self._proofs.flush)
         if self._broken is not None:
             raise self._broken
         return done

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 
-from contbak.app.agent import Agent, prune_of
+from contbak.app.agent import Agent, left_out_of
 from contbak.app.config import Source
 from contbak.capture import gaps
 from contbak.capture.journal import Change, Gap
@@ -61,7 +61,8 @@ class Lookout:
         self.sources[source.name] = source
         self._debouncers[source.name] = Debouncer(self._agent.settings.settle_s, self._agent.settings.max_wait_s)
         await self.doubt(source, b"", gaps.DOWNTIME)
-        ready = self._watcher.watch(source.name, source.top, prune_of(self._agent.home, source))
+        left_out = left_out_of(self._agent.home, source)
+        ready = self._watcher.watch(source.name, source.top, left_out.excluded)
         self._keep(self._note_armed(source.name, ready.wait))
 
     def unwatch(self, name: str) -> None:

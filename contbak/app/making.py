@@ -68,6 +68,7 @@ class Maker:
             source.source_id, signed.raw, tuple(needs), after, tuple(built.obsolete), batch.work.since_ms
         )
         used = Chain(chain.incarnation, signed.commit.sequence, chain.head, chain.record, self._carrier.sealed)
+        proofs.keep()
         ledger.begin(pending, used)
         return pending
 

@@ -14,14 +14,29 @@ CACHEDIR_TAG = b"CACHEDIR.TAG"
 CACHEDIR_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 NOBACKUP = b".nobackup"
 MARKERS = frozenset((CACHEDIR_TAG, NOBACKUP))
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def listed(path: bytes) -> list[os.DirEntry[bytes]]:
-    """The names in a directory that count: all, or if one of them is a marker, that one alone.  Raises OSError."""
-    with os.scandir(path) as found:
+def opened(path: bytes) -> int:
+    """A descriptor of a directory, to be listed by `listed` and closed.  Raises OSError, also where a link is."""
+    return os.open(path, _OPEN)
+
+
+def listed(path: bytes, descriptor: int) -> list[tuple[bytes, os.DirEntry[str]]]:
+    """The names in a directory that count: all, or if one of them is a marker, that one alone.  Raises OSError.
+
+    `path` is that of the open directory `descriptor`, through which the entries are looked at: while it is open.
+    """
+    with os.scandir(descriptor) as found:
         entries = list(found)
-    marker = marker_among(path, (entry.name for entry in entries))
-    return entries if marker is None else [entry for entry in entries if entry.name == marker]
+    if not entries:
+        return []
+    blob = os.fsencode("\0".join([entry.name for entry in entries]))
+    named = list(zip(blob.split(b"\0"), entries, strict=True))
+    if NOBACKUP not in blob and CACHEDIR_TAG not in blob:  # quicker than a look at each name
+        return named
+    marker = marker_among(path, (name for name, _ in named))
+    return named if marker is None else [(name, entry) for name, entry in named if name == marker]
 
 
 def marker_in(path: bytes) -> bytes | None:

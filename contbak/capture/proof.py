@@ -1,6 +1,7 @@
 """The proof that a copy of one name is the name as it is: the stat that the copy was made from.
 
-It knows no tables: contbak.capture.proofs keeps them.
+Packed, as it is stored: 8 bytes directory id (zeros for anything else), 1 byte whether it is a directory, and the
+fingerprint.  It knows no tables: contbak.capture.proofs keeps them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ RACY_NS = 20_000_000
 _FILE = struct.Struct("<3I6Q")
 _DIRECTORY = struct.Struct("<3I3Q")
 _DIRECTORY_CTIME_END = 27
+
+PACKED_FILE = struct.Struct("<9x3IQ2q3Q")
+"""The packed proof of what is no directory, from its stat: mode, uid, gid, size, mtime, ctime (ns), inode number,
+links, device.  The same bytes as `pack` makes of its fingerprint, in one step, because a scan makes one per name.  It
+cannot take times beyond 64 bits, which the fingerprint cuts off."""
+_HEAD = 9
+_MODE_AND_SIZE = struct.Struct("<9xI8xQ")
+_LINKS = slice(53, 61)
+_ONE_LINK = (1).to_bytes(8, "little")
 
 
 class Proof(NamedTuple):
@@ -74,6 +84,27 @@ class Proof(NamedTuple):
             return Mark(b"", 0, 0)
         fields = _FILE.unpack_from(self.fingerprint)
         return Mark(b"", fields[6], fields[7])
+
+
+def pack(proof: Proof) -> bytes:
+    """The packed form."""
+    return proof.directory.ljust(8, b"\0") + bytes((bool(proof.directory),)) + proof.fingerprint
+
+
+def unpack(packed: bytes) -> Proof:
+    """The proof that `pack` packed."""
+    return Proof(packed[_HEAD:], packed[:8] if packed[8] else b"")
+
+
+def is_plain(packed: bytes) -> bool:
+    """Whether it is of something that no index has to know of: no directory, and one link."""
+    return not packed[8] and packed[_LINKS] == _ONE_LINK
+
+
+def size_in(packed: bytes) -> int | None:
+    """Bytes of a regular file; None for anything else."""
+    mode, size = _MODE_AND_SIZE.unpack_from(packed)
+    return int(size) if stat.S_ISREG(mode) else None
 
 
 def void(fingerprint: bytes) -> bytes:

@@ -1,35 +1,33 @@
 """What is known to be safe: one row per name of a source, written only when a commit that holds it was acknowledged.
 
 Tables (all keys begin with the 8 bytes of the source):
-    clean   directory id, name   -> the stat that the acknowledged copy was made from
-    staged  directory id, name   -> the same and the new entry, for the commit in the making; nil entry = gone
-    placed  directory id         -> where the staged rows have it (as in `directories` of contbak.capture.whereabouts)
+    clean   directory id, name   -> the stat that the acknowledged copy was made from, a packed proof
 
-A lost or damaged row only means that a file is read again.  Rules: `clean` and its indexes change together, in
-`confirm`, and for single rows in `renew`; what is staged can be dropped at any time and leaves no trace.  One thread
-uses a Proofs at a time, and one Proofs of a source stages at a time.
+What the commit in the making will change is in contbak.capture.staging, where directories are in
+contbak.capture.whereabouts.  A lost or damaged row only means that a file is read again.  Rules: `clean` and its
+indexes change together, in `confirm`, and for single rows in `renew`; what is staged can be dropped at any time and
+leaves no trace.  One thread uses a Proofs at a time, and one Proofs of a source stages at a time, and confirms, or
+after a crash another one.
 """
 
 from __future__ import annotations
 
-import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
+from itertools import groupby
+from operator import itemgetter
 
-from contbak.capture import whereabouts
-from contbak.capture.proof import Proof, void
+from contbak.capture import staging, whereabouts
+from contbak.capture.proof import Proof, is_plain, pack, size_in, unpack, void
+from contbak.capture.staging import GONE, Staging, drop, entry_in, joined, proof_in
 from contbak.core import codec
 from contbak.core.entry import Entry
 from contbak.core.names import DIR_ID_LEN, SOURCE_ID_LEN, TOP_DIR, DirId, SourceId
 from contbak.core.node import Key, check_entry
 from contbak.store.kv import Kv, Reader, Writer
 
-TABLES = ("clean", "staged", "placed", *whereabouts.TABLES)
-_HEAD = struct.Struct("<BH8s")
-_FLUSH_ROWS = 2_000
+TABLES = ("clean", *staging.TABLES, *whereabouts.TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +51,25 @@ class Totals:
     changed: int = 0
     gone: int = 0
 
-    def count(self, old: Proof | None, new: Proof | None) -> None:
-        """Takes the step from `old` to `new` into account."""
-        for proof, sign in ((old, -1), (new, 1)):
-            if proof is not None:
-                self.entries += sign
-                self.files += sign * stat.S_ISREG(proof.mode)
-                self.size += sign * proof.size
-        if old is None and new is not None:
+    def count(self, old: bytes, new: bytes) -> None:
+        """Takes the step from one packed proof to another into account; b"": there is none."""
+        if new:
+            self._add(new, 1)
+        if old:
+            self._add(old, -1)
+        if not old:
             self.new += 1
-        elif old is not None and new is None:
+        elif not new:
             self.gone += 1
-        elif old is not None:
+        else:
             self.changed += 1
+
+    def _add(self, packed: bytes, number: int) -> None:
+        self.entries += number
+        size = size_in(packed)
+        if size is not None:
+            self.files += number
+            self.size += number * size
 
 
 class Proofs:
@@ -74,49 +78,48 @@ class Proofs:
     def __init__(self, kv: Kv, source: SourceId) -> None:
         self._kv = kv
         self._source = source
-        self._placed: dict[bytes, bytes] = {}
-        self._staged: dict[bytes, dict[bytes, bytes]] = {}
-        self._waiting = 0
+        self._staging = Staging(kv, source)
 
     # -- looking up -------------------------------------------------------------------------------------------
 
     def find(self, dir_id: bytes, name: bytes) -> Proof | None:
         """The newest state of a name: staged if it is, else clean; None if there is or will be none."""
-        staged = self._staged.get(dir_id, {}).get(name)
-        clean = None
-        if staged is None:
-            with self._kv.read() as rows:
-                staged = rows.get("staged", self._source + dir_id + name)
-                if staged is None:
-                    clean = rows.get("clean", self._source + dir_id + name)
-        if staged is not None:
-            return _unpack_staged(staged)[0]
-        return None if clean is None else _unpack(clean)
+        with self._kv.read() as rows:
+            change = self._staging.find(rows, dir_id, name)
+            packed = rows.get("clean", self._source + dir_id + name) if change is None else proof_in(change)
+        return unpack(packed) if packed else None
 
     def committed(self, dir_id: bytes, name: bytes) -> Proof | None:
         """The state that the last commit holds; None if there is none, or another one is staged."""
-        key = self._source + dir_id + name
-        if name in self._staged.get(dir_id, {}):
-            return None
-        with self._kv.read() as rows:
-            clean = None if rows.get("staged", key) is not None else rows.get("clean", key)
-        return None if clean is None else _unpack(clean)
+        return self.committed_many([(dir_id, name)])[0]
 
-    def children(self, dir_id: bytes) -> dict[bytes, Proof]:
-        """The newest state of all names in a directory (not of the source's top, which is no name in it)."""
-        start, prefix = SOURCE_ID_LEN + DIR_ID_LEN, self._source + dir_id
+    def committed_many(self, keys: Sequence[Key]) -> list[Proof | None]:
+        """`committed` for each (directory id, name)."""
         with self._kv.read() as rows:
-            found = {key[start:]: _unpack(value) for key, value in rows.items("clean", prefix=prefix)}
-            staged = {key[start:]: value for key, value in rows.items("staged", prefix=prefix)}
-        staged.update(self._staged.get(dir_id, {}))
-        for name, value in staged.items():
-            proof = _unpack_staged(value)[0]
-            if proof is None:
+            packed = [
+                rows.get("clean", self._source + dir_id + name)
+                if self._staging.find(rows, dir_id, name) is None
+                else None
+                for dir_id, name in keys
+            ]
+        return [unpack(proof) if proof else None for proof in packed]
+
+    def packed(self, dir_id: bytes) -> dict[bytes, bytes]:
+        """The newest state of all names in a directory, as packed proofs (of the source's top: not its own)."""
+        with self._kv.read() as rows:
+            found = rows.within("clean", self._source + dir_id)
+            changes = self._staging.within(rows, dir_id)
+        for name, change in changes.items():
+            if change == GONE:
                 found.pop(name, None)
             else:
-                found[name] = proof
+                found[name] = proof_in(change)
         found.pop(b"", None)
         return found
+
+    def children(self, dir_id: bytes) -> dict[bytes, Proof]:
+        """The newest state of all names in a directory."""
+        return {name: unpack(packed) for name, packed in self.packed(dir_id).items()}
 
     def location(self, dir_id: bytes) -> tuple[DirId, bytes] | None:
         """(parent, name) where a directory is, or was if it is detached."""
@@ -173,97 +176,89 @@ class Proofs:
     def stage(self, dir_id: bytes, name: bytes, proof: Proof, entry: Entry) -> None:
         """The next commit will hold `entry`.  Raises FormatError, and has not taken it, if no tree may hold it."""
         raw = checked((dir_id, name), entry)
-        mark = proof.mark
-        if mark.directory:
-            self._placed[mark.directory] = whereabouts.number(mark.inode) + dir_id + name
-        self._stage(dir_id, name, _pack_staged(proof, raw))
+        if proof.directory:
+            mark = proof.mark
+            if mark.directory:
+                self._staging.place(mark.directory, whereabouts.number(mark.inode) + dir_id + name)
+        self._staging.put(dir_id, name, joined(pack(proof), raw))
 
     def stage_encoded(self, dir_id: bytes, name: bytes, proof: Proof, raw: bytes) -> None:
         """As `stage` of a file whose entry is encoded and was checked already."""
-        self._stage(dir_id, name, _pack_staged(proof, raw))
+        self._staging.put(dir_id, name, joined(pack(proof), raw))
 
     def stage_gone(self, dir_id: bytes, name: bytes) -> None:
         """The next commit will not hold this name."""
-        self._stage(dir_id, name, _pack_staged(None, b""))
+        self._staging.put(dir_id, name, GONE)
 
     def renew(self, dir_id: bytes, name: bytes, proof: Proof) -> None:
         """The copy that the last commit holds was found to be right as of this stat too.  Nothing may be staged."""
         with self._kv.write() as rows:
-            _confirm(rows, self._source + dir_id + name, proof)
-
-    def flush(self) -> None:
-        """Writes what was staged since the last flush, in one transaction."""
-        if not self._waiting:
-            return
-        with self._kv.write() as rows:
-            for dir_id, names in self._staged.items():
-                for name, value in names.items():
-                    rows.put("staged", self._source + dir_id + name, value)
-            for dir_id, place in self._placed.items():
-                rows.put("placed", self._source + dir_id, place)
-        self._forget_fresh()
+            _confirm(rows, self._source + dir_id + name, pack(proof))
 
     def staged(self) -> Iterator[Staged]:
         """All staged rows, sorted by directory id and name."""
-        self.flush()
-        at = SOURCE_ID_LEN + DIR_ID_LEN
-        for key, value in self._kv.scan("staged", prefix=self._source):
-            proof, raw = _unpack_staged(value)
-            entry = codec.decode(raw, Entry, "a staged entry") if proof is not None else None
-            yield Staged(key[SOURCE_ID_LEN:at], key[at:], proof, entry)
+        for dir_id, name, change in self._staging.all():
+            if change == GONE:
+                yield Staged(dir_id, name, None, None)
+            else:
+                entry = codec.decode_own(entry_in(change), Entry, "a staged entry")
+                yield Staged(dir_id, name, unpack(proof_in(change)), entry)
 
     def any_staged(self) -> bool:
         """Whether the next commit would change anything."""
-        if self._staged:
-            return True
-        with self._kv.read() as rows:
-            return any(True for _ in rows.items("staged", prefix=self._source))
+        return not self._staging.empty()
 
     def totals(self, before: Totals) -> Totals:
         """What the source will hold once all that is staged is committed; `before`: what it holds now."""
         after = Totals(before.files, before.entries, before.size)
-        self.flush()
-        with self._kv.read() as rows:
-            for key, value in self._kv.scan("staged", prefix=self._source):
-                clean = rows.get("clean", key)
-                old, new = None if clean is None else _unpack(clean), _unpack_staged(value)[0]
-                if old is not None or new is not None:
-                    after.count(old, new)
+        for dir_id, same in groupby(self._staging.all(), key=itemgetter(0)):
+            self._count(after, dir_id, [(name, proof_in(change)) for _, name, change in same])
         return after
+
+    def _count(self, totals: Totals, dir_id: bytes, changes: list[tuple[bytes, bytes]]) -> None:
+        prefix = self._source + dir_id
+        with self._kv.read() as rows:
+            known = rows.any("clean", prefix)
+            for name, packed in changes:
+                old = (rows.get("clean", prefix + name) if known else None) or b""
+                if old or packed:
+                    totals.count(old, packed)
+
+    def keep(self) -> None:
+        """What is staged is durable on return, and so can be confirmed after a crash: to be called before the commit
+        is on record."""
+        self._staging.keep()
 
     def confirm(self, batch: int = 10_000) -> None:
         """What was staged is acknowledged, so it is clean.  Several transactions; may be repeated after a crash."""
-        self.flush()
-        while True:
+        if self._staging.changed:
+            self._staging.keep()
+        left = True
+        while left:
             with self._kv.write() as rows:
-                part = list(islice(rows.items("staged", prefix=self._source), batch))
-                for key, value in part:
-                    _confirm(rows, key, _unpack_staged(value)[0])
-            if len(part) < batch:
-                break
-        self._drop("placed")
+                left = self._confirm_some(rows, batch)
+        self._staging.drop()
         whereabouts.sweep(self._kv, self._source, batch)
+
+    def _confirm_some(self, rows: Writer, batch: int) -> bool:
+        """Confirms about `batch` names; returns whether there may be more."""
+        done = 0
+        for key, promises in list(self._staging.promised(rows, batch // staging.BLOCK + 1)):
+            for dir_id, names in promises:
+                _confirm_all(rows, self._source + dir_id, names)
+            rows.delete("promised", key)
+            done += 1
+        return done > 0
 
     def drop_staged(self) -> None:
         """Forgets what was staged: those names will be looked at again."""
-        self._forget_fresh()
-        for table in ("staged", "placed"):
-            self._drop(table)
+        self._staging.drop()
 
     def forget(self) -> None:
         """The source is no longer protected."""
-        self._forget_fresh()
+        self._staging.drop()
         for table in TABLES:
-            self._drop(table)
-
-    def _drop(self, table: str, batch: int = 10_000) -> None:
-        while True:
-            with self._kv.write() as rows:
-                keys = [key for key, _ in islice(rows.items(table, prefix=self._source), batch)]
-                for key in keys:
-                    rows.delete(table, key)
-            if len(keys) < batch:
-                return
+            drop(self._kv, table, self._source)
 
     def doubt(self, dir_id: bytes, name: bytes) -> None:
         """The copy of this name may be lost at the relay: it counts as changed until it is read again."""
@@ -271,29 +266,14 @@ class Proofs:
         with self._kv.write() as rows:
             clean = rows.get("clean", key)
             if clean is not None:
-                proof = _unpack(clean)
-                rows.put("clean", key, _pack(proof._replace(fingerprint=void(proof.fingerprint))))
+                proof = unpack(clean)
+                rows.put("clean", key, pack(proof._replace(fingerprint=void(proof.fingerprint))))
 
     # -- rows -------------------------------------------------------------------------------------------------
 
     def _place(self, rows: Reader, dir_id: bytes) -> bytes | None:
-        fresh = self._placed.get(dir_id)
-        if fresh is not None:
-            return fresh
-        key = self._source + dir_id
-        placed = rows.get("placed", key)
-        return rows.get("directories", key) if placed is None else placed
-
-    def _stage(self, dir_id: bytes, name: bytes, value: bytes) -> None:
-        self._staged.setdefault(dir_id, {})[name] = value
-        self._waiting += 1
-        if self._waiting >= _FLUSH_ROWS:
-            self.flush()
-
-    def _forget_fresh(self) -> None:
-        self._staged.clear()
-        self._placed.clear()
-        self._waiting = 0
+        staged = self._staging.place_of(rows, dir_id)
+        return rows.get("directories", self._source + dir_id) if staged is None else staged
 
 
 def checked(key: Key, entry: Entry) -> bytes:
@@ -302,34 +282,24 @@ def checked(key: Key, entry: Entry) -> bytes:
     return codec.encode(entry)
 
 
-def _confirm(rows: Writer, key: bytes, proof: Proof | None) -> None:
+def _confirm_all(rows: Writer, prefix: bytes, names: Iterable[tuple[bytes, bytes]]) -> None:
+    """Of one directory; `prefix`: source and directory id."""
+    if rows.any("clean", prefix) or not all(packed for _, packed in names):
+        for name, packed in names:
+            _confirm(rows, prefix + name, packed)
+        return
+    for name, packed in names:
+        if not is_plain(packed):
+            whereabouts.note(rows, prefix + name, None, unpack(packed).mark)
+    rows.put_many("clean", [(prefix + name, packed) for name, packed in names])
+
+
+def _confirm(rows: Writer, key: bytes, packed: bytes) -> None:
     clean = rows.get("clean", key)
-    old = None if clean is None else _unpack(clean).mark
-    whereabouts.note(rows, key, old, None if proof is None else proof.mark)
-    if proof is not None:
-        rows.put("clean", key, _pack(proof))
+    if not (packed and is_plain(packed) and (clean is None or is_plain(clean))):
+        old = None if clean is None else unpack(clean).mark
+        whereabouts.note(rows, key, old, unpack(packed).mark if packed else None)
+    if packed:
+        rows.put("clean", key, packed)
     else:
         rows.delete("clean", key)
-    rows.delete("staged", key)
-
-
-def _pack(proof: Proof) -> bytes:
-    return proof.directory.ljust(8, b"\0") + bytes((bool(proof.directory),)) + proof.fingerprint
-
-
-def _unpack(raw: bytes) -> Proof:
-    return Proof(raw[9:], raw[:8] if raw[8] else b"")
-
-
-def _pack_staged(proof: Proof | None, entry: bytes) -> bytes:
-    if proof is None:
-        return _HEAD.pack(0, 0, b"")
-    return _HEAD.pack(2 if proof.directory else 1, len(proof.fingerprint), proof.directory) + proof.fingerprint + entry
-
-
-def _unpack_staged(raw: bytes) -> tuple[Proof | None, bytes]:
-    kind, length, directory = _HEAD.unpack_from(raw)
-    if not kind:
-        return None, b""
-    at = _HEAD.size + length
-    return Proof(raw[_HEAD.size : at], directory if kind == 2 else b""), raw[at:]

@@ -13,41 +13,60 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Callable, Generator
+import struct
+from collections.abc import Generator
+from typing import NamedTuple
 
 from contbak.capture.attributes import fingerprint, stat_entry, with_fields
 from contbak.capture.databases import LOGS, database_beside, databases_among, is_left_out, is_side
 from contbak.capture.findings import LOST, TOUCHED, Counts, Found, How, Read, Trouble
 from contbak.capture.identity import Identities, Key
 from contbak.capture.links import Links
-from contbak.capture.listing import MARKERS, listed, marker_in
-from contbak.capture.proof import Proof
+from contbak.capture.listing import MARKERS, listed, marker_in, opened
+from contbak.capture.proof import PACKED_FILE, Proof, unpack
 from contbak.capture.proofs import Proofs, checked
 from contbak.capture.sqlite import use_mark
 from contbak.core.entry import DIRECTORY, Entry
 from contbak.core.errors import FormatError, SourceError, Vanished
+from contbak.core.excludes import Excludes
 from contbak.core.names import TOP_DIR
-
-Prune = Callable[[bytes, bool], bool]
-"""(path relative to the source, is it a directory) -> leave it out."""
 
 TOP_KEY: Key = (TOP_DIR, b"")
 _REMEMBERED = 10_000
+_HELD = 4_096
+"""Names of one directory whose stat is held until their turn comes; others are asked for it again."""
+_REPLACED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+_PLAIN, _BESIDE = How(), How(beside=True)
+
+
+class _Sifted(NamedTuple):
+    """What must be looked at of a directory: names, stat (None: ask again), and what is known of them, packed.
+
+    troubles   what could not be looked at
+    missing    what is known of names that are not there
+    databases  the names beside which something lies
+    """
+
+    differing: list[tuple[bytes, os.stat_result | None, bytes]]
+    troubles: list[Trouble]
+    missing: dict[bytes, bytes]
+    databases: frozenset[bytes]
 
 
 class Scan:
     """One batch of looking; make a new one for each batch.
 
-    `top`: the source's absolute path; `prune` decides what is left out.  Raises Vanished if the source is not there,
+    `top`: the source's absolute path; `left_out` decides what is left out.  Raises Vanished if the source is not there,
     here and (when it goes away meanwhile) in `look`.
     """
 
-    def __init__(self, top: bytes, proofs: Proofs, prune: Prune) -> None:
+    def __init__(self, top: bytes, proofs: Proofs, left_out: Excludes) -> None:
         self._top = top
         self._proofs = proofs
-        self._prune = prune
+        self._excludes = left_out
         self._device, self._inode = self._top_now()
         self._identities = Identities(top, self._device, proofs)
         self._ways: dict[bytes, tuple[bytes, bytes | None]] = {}
@@ -82,7 +101,7 @@ class Scan:
         database = database_beside(name)
         if database:  # an event of our own reading would make an endless loop of a doubt
             beside = path[: len(path) - len(name)] + database
-            yield from self._look_at((dir_id, database), beside, marker, How(beside=True))
+            yield from self._look_at((dir_id, database), beside, marker, _BESIDE)
         for key, other in self._links.others():
             way = yield from self._enter(other.rpartition(b"/")[0])
             if way is not None and way[0] == key[0]:
@@ -181,7 +200,7 @@ class Scan:
         if isinstance(st, Trouble):
             return None
         if st is None or not stat.S_ISDIR(st.st_mode) or self._left_out(path, st, marker):
-            yield from self._compare(key, path, st, marker, How())
+            yield from self._compare(key, path, st, marker, _PLAIN)
             return None
         own, fresh = yield from self._directory(key, path, st, self._proofs.find(*key))
         if own is not None and fresh:
@@ -201,9 +220,7 @@ class Scan:
         if not isinstance(st, Trouble):
             yield from self._compare(key, path, st, marker, how)
 
-    def _compare(
-        self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: How
-    ) -> Found:
+    def _compare(self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: How) -> Found:
         if st is None or self._left_out(path, st, marker) or self._is_left_beside(key, path, st):
             self._gone(key)
             return
@@ -301,50 +318,82 @@ class Scan:
         while stack:
             path, dir_id = stack.pop()
             try:
-                entries = listed(self._absolute(path))
-            except (FileNotFoundError, NotADirectoryError):  # deleted just now, which is an event of its own
-                self._still_there()
-                continue
+                sifted = self._sift(path, dir_id)
             except OSError as error:
-                yield Trouble(path, _reason(error))
+                if error.errno in _REPLACED:  # deleted just now, which is an event of its own
+                    self._still_there()
+                else:
+                    yield Trouble(path, _reason(error))
                 continue
-            yield from self._compare_all(path, dir_id, entries, stack)
+            yield from self._follow_up(path, dir_id, sifted, stack)
 
-    def _compare_all(self, path: bytes, dir_id: bytes, entries: list[os.DirEntry[bytes]], stack: list[Key]) -> Found:
-        """The names of one directory; what must be entered is put on the stack."""
+    def _sift(self, path: bytes, dir_id: bytes) -> _Sifted:
+        """Compares the names of one directory with what is known.  Raises OSError if it cannot be listed.
+
+        This is what the time of a scan goes into.  Nothing of the source is open when it returns: a commit, which may
+        take long, can come before the next name's turn.
+        """
+        absolute = self._absolute(path)
+        descriptor = opened(absolute)
+        try:
+            return self._compare_each(path, dir_id, listed(absolute, descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _compare_each(self, path: bytes, dir_id: bytes, named: list[tuple[bytes, os.DirEntry[str]]]) -> _Sifted:
         prefix = path + b"/" if path else b""
-        known = self._proofs.children(dir_id)
-        counts, prune = self.counts, self._prune
-        databases = databases_among(entries)
-        for entry in entries:
-            name = entry.name
-            child = prefix + name
+        known = self._proofs.packed(dir_id)
+        databases = databases_among([name for name, _ in named])
+        sifted = _Sifted([], [], known, databases)
+        left_out = self._excludes.excluded if self._excludes.reach(path) else None
+        pack, take, unchanged = PACKED_FILE.pack, known.pop, 0
+        for name, entry in named:
             try:
-                is_directory = entry.is_dir(follow_symlinks=False)
-                if prune(child, is_directory):
+                if left_out is not None and left_out(prefix + name, entry.is_dir(follow_symlinks=False)):
                     continue
                 st = entry.stat(follow_symlinks=False)
+                mode, inode, _, links, uid, gid, size, _, _, _ = st
+                now = pack(mode, uid, gid, size, st.st_mtime_ns, st.st_ctime_ns, inode, links, st.st_rdev)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                known.pop(name, None)
-                yield Trouble(child, _reason(error))
+                take(name, None)
+                sifted.troubles.append(Trouble(prefix + name, _reason(error)))
                 continue
-            if databases and self._is_left_beside((dir_id, name), child, st):
+            except struct.error:
+                now = b"?"  # neither known nor unknown: `_leaf` will see
+            if databases and self._is_left_beside((dir_id, name), prefix + name, st):
                 continue
-            proof = known.pop(name, None)
-            counts.seen += 1
+            old = take(name, b"")
+            if now == old and name not in databases:
+                unchanged += 1
+            else:
+                sifted.differing.append((name, st if len(sifted.differing) < _HELD else None, old))
+        self.counts.seen += unchanged
+        self.counts.unchanged += unchanged
+        return sifted
+
+    def _follow_up(self, path: bytes, dir_id: bytes, sifted: _Sifted, stack: list[Key]) -> Found:
+        """Looks at what differs; what must be entered is put on the stack."""
+        prefix = path + b"/" if path else b""
+        yield from sifted.troubles
+        for name, held, packed in sifted.differing:
+            key, child, proof = (dir_id, name), prefix + name, unpack(packed) if packed else None
+            st = (yield from self._stat(child)) if held is None else held
+            if isinstance(st, Trouble):
+                continue
+            if st is None:
+                self._gone(key)
+                continue
+            self.counts.seen += 1
             if not stat.S_ISDIR(st.st_mode):
-                if proof is not None and proof[0] == fingerprint(st) and name not in databases:
-                    counts.unchanged += 1
-                else:
-                    yield from self._leaf((dir_id, name), child, st, proof, How(beside=name in databases))
+                yield from self._leaf(key, child, st, proof, _BESIDE if name in sifted.databases else _PLAIN)
                 continue
-            own, _ = yield from self._directory((dir_id, name), child, st, proof)
+            own, _ = yield from self._directory(key, child, st, proof)
             if own is not None:
                 stack.append((child, own))
-        for name, proof in known.items():
-            self._lost((dir_id, name), proof)
+        for name, packed in sifted.missing.items():
+            self._lost((dir_id, name), unpack(packed))
 
     # -- paths ------------------------------------------------------------------------------------------------
 
@@ -363,7 +412,7 @@ class Scan:
         """`marker`: that of the directory it is in, which is not left out itself."""
         if marker is not None and path.rpartition(b"/")[2] != marker:
             return True
-        return self._prune(path, stat.S_ISDIR(st.st_mode))
+        return self._excludes.excluded(path, stat.S_ISDIR(st.st_mode))
 
     def _is_left_beside(self, key: Key, path: bytes, st: os.stat_result) -> bool:
         if not is_side(key[1]) or not stat.S_ISREG(st.st_mode):

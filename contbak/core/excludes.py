@@ -14,7 +14,7 @@ an unknown `[:class:]`) is an error here: an exclude that does nothing is a surp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from contbak.core.errors import UsageError
@@ -38,10 +38,13 @@ class Excludes:
     """A compiled list of patterns.
 
     `patterns` are lines of a gitignore file (empty lines and `#` comments are skipped; bytes that are no UTF-8
-    come as surrogate escapes).  Raises UsageError for a pattern that cannot be compiled.
+    come as surrogate escapes).  `places` are relative paths that are left out whatever the patterns say.  Raises
+    UsageError for a pattern that cannot be compiled.
     """
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], places: Collection[bytes] = ()) -> None:
+        self._places = frozenset(places)
+        self._parents = frozenset(place.rpartition(b"/")[0] for place in places)
         rules = [rule for rule in map(_parse, patterns) if rule is not None]
         self._include = [rule.include for rule in rules]
         numbered = list(enumerate(rules))
@@ -50,8 +53,14 @@ class Excludes:
 
     def excluded(self, relative: bytes, is_dir: bool) -> bool:
         """Whether `relative` (from the top of the source, no leading slash) is left out.  The top never is."""
+        if relative in self._places:
+            return True
         number = (self._directories if is_dir else self._files).last(relative)
         return number >= 0 and not self._include[number]
+
+    def reach(self, directory: bytes) -> bool:
+        """Whether anything right in `directory` may be left out: else there is no need to ask for its names."""
+        return bool(self._include) or directory in self._parents
 
 
 class _Tests:

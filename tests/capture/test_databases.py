@@ -17,6 +17,7 @@ from contbak.capture.proof import Proof, settled_fingerprint, void
 from contbak.capture.proofs import TABLES, Proofs
 from contbak.capture.reader import Reader
 from contbak.capture.scan import Scan
+from contbak.core.excludes import Excludes
 from contbak.core.names import SourceId
 from contbak.store.kv import Kv
 
@@ -40,7 +41,7 @@ class Place:
     def look(self, *paths: bytes, doubt: int = 0) -> list[bytes]:
         """One batch, committed; returns what was read."""
         proofs = Proofs(self.kv, SOURCE)
-        scan = Scan(os.fsencode(self.top), proofs, lambda path, is_directory: False)
+        scan = Scan(os.fsencode(self.top), proofs, Excludes([]))
         reads = []
         found = [item for path in paths for item in scan.look(path, not path, doubt)]
         while found:

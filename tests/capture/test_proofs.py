@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from contbak.capture import staging
 from contbak.capture.attributes import fingerprint, fingerprint_of_directory, stat_entry, with_content, with_fields
 from contbak.capture.proof import RACY_NS, Proof, settled_fingerprint, void
 from contbak.capture.proofs import TABLES, Proofs, Totals
@@ -81,11 +82,9 @@ def test_staged_is_seen_at_once_and_clean_only_after_confirm(kv: Kv, file: Path)
     proof = stage_file(proofs, file)
     for look in (proofs.find, lambda *key: proofs.children(key[0]).get(key[1])):
         assert look(TOP_DIR, b"file") == proof
-    assert proofs.any_staged()
-    proofs.flush()
-    assert Proofs(kv, ONE).find(TOP_DIR, b"file") == proof and Proofs(kv, TWO).find(TOP_DIR, b"file") is None
-    Proofs(kv, ONE).drop_staged()
-    assert Proofs(kv, ONE).find(TOP_DIR, b"file") is None
+    assert proofs.any_staged() and Proofs(kv, TWO).find(TOP_DIR, b"file") is None
+    proofs.drop_staged()
+    assert proofs.find(TOP_DIR, b"file") is None
     stage_file(proofs, file)
     proofs.confirm()
     proofs.confirm()
@@ -136,7 +135,6 @@ def test_indexes_are_never_ahead_of_the_rows(kv: Kv, file: Path) -> None:
     proofs = Proofs(kv, ONE)
     inode = os.lstat(file.parent).st_ino
     stage_directory(proofs, file.parent)
-    proofs.flush()
     assert proofs.location(DIR) == (TOP_DIR, b"d") and proofs.attached(DIR)
     assert proofs.directory_with(inode) is None  # a commit must hold it first
     proofs.drop_staged()
@@ -183,14 +181,72 @@ def test_forget_is_for_one_source(kv: Kv, file: Path) -> None:
     assert Proofs(kv, TWO).attached(DIR)
 
 
-def test_many_rows_are_written_in_parts(kv: Kv, file: Path) -> None:
-    proofs = Proofs(kv, ONE)
+def stage_many(proofs: Proofs, file: Path, numbers: range) -> Proof:
     st = os.lstat(file)
     entry = with_content(stat_entry(os.fsencode(file), st), content_of(file.read_bytes()))
-    for number in range(4500):
-        proofs.stage(TOP_DIR, b"%05d" % number, Proof(fingerprint(st)), entry)
-    assert sum(1 for _ in kv.scan("staged")) == 4000
+    proof = Proof(fingerprint(st))
+    for number in numbers:
+        proofs.stage(TOP_DIR, b"%05d" % number, proof, entry)
+    return proof
+
+
+def test_many_rows_are_written_in_parts(kv: Kv, file: Path) -> None:
+    proofs = Proofs(kv, ONE)
+    stage_many(proofs, file, range(4500))
     proofs.confirm(batch=1000)
     assert len(proofs.children(TOP_DIR)) == 4500 and not proofs.any_staged()
+    assert not [row for table in staging.TABLES for row in kv.scan(table)]
     assert proofs.new_directory_id(b"a/b") == proofs.new_directory_id(b"a/b") != proofs.new_directory_id(b"a/c")
     assert proofs.new_directory_id(b"a/b")[:3] == proofs.new_directory_id(b"a/c")[:3]
+
+
+def test_what_memory_has_no_room_for_is_on_disk(kv: Kv, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "ROOM", 100)
+    monkeypatch.setattr(staging, "BLOCK", 7)
+    proofs = Proofs(kv, ONE)
+    proof = stage_many(proofs, file, range(250))
+    stage_directory(proofs, file.parent)
+    assert sum(1 for _ in kv.scan("staged")) == 200
+    for number in range(0, 250, 10):  # both of those on disk and of the others
+        proofs.stage_gone(TOP_DIR, b"%05d" % number)
+    left = {b"%05d" % number: proof for number in range(250) if number % 10}
+    for _ in range(2):
+        found = proofs.children(TOP_DIR)
+        assert found.pop(b"d").directory == DIR and found == left
+        assert proofs.find(TOP_DIR, b"00010") is None and proofs.find(TOP_DIR, b"00249") == proof
+        assert proofs.location(DIR) == (TOP_DIR, b"d") and proofs.any_staged()
+        assert proofs.committed(TOP_DIR, b"00011") is None
+        rows = list(proofs.staged())
+        assert [row.name for row in rows] == [*(b"%05d" % number for number in range(250)), b"d"]
+        assert {row.name for row in rows if row.entry is None} == {b"%05d" % number for number in range(0, 250, 10)}
+        assert proofs.totals(Totals()) == Totals(225, 226, 225 * proof.size, 226, 0, 0)
+    proofs.keep()
+    other = Proofs(kv, ONE)
+    other.confirm()
+    assert {name: other.find(TOP_DIR, name) for name in left} == left and other.attached(DIR)
+    assert not [row for table in staging.TABLES for row in kv.scan(table)]
+
+
+def test_what_was_promised_is_confirmed_by_whoever_comes(kv: Kv, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "BLOCK", 3)
+    proofs = Proofs(kv, ONE)
+    stage_many(proofs, file, range(10))
+    proofs.keep()
+    proofs.stage_gone(TOP_DIR, b"00001")
+    proofs.stage_gone(TOP_DIR, b"00002")
+    proofs.keep()  # the relay wanted another commit
+    Proofs(kv, ONE).confirm(batch=1)
+    assert len(Proofs(kv, ONE).children(TOP_DIR)) == 8
+    Proofs(kv, ONE).confirm()
+    assert len(Proofs(kv, ONE).children(TOP_DIR)) == 8
+
+
+def test_what_was_not_kept_or_was_dropped_leaves_no_trace(kv: Kv, file: Path) -> None:
+    proofs = Proofs(kv, ONE)
+    stage_file(proofs, file)
+    Proofs(kv, ONE).confirm()
+    assert Proofs(kv, ONE).children(TOP_DIR) == {}
+    proofs.keep()
+    Proofs(kv, ONE).drop_staged()
+    Proofs(kv, ONE).confirm()
+    assert not [row for table in TABLES for row in kv.scan(table)]

@@ -19,11 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contbak.capture import scan as scans
+from contbak.capture.attributes import fingerprint
 from contbak.capture.findings import LOST, TOUCHED, Read
+from contbak.capture.proof import Proof
 from contbak.capture.proofs import TABLES, Proofs
 from contbak.capture.scan import Scan
 from contbak.core.errors import Vanished
-from contbak.core.names import SourceId
+from contbak.core.excludes import Excludes
+from contbak.core.names import TOP_DIR, SourceId
 from contbak.store.kv import Kv
 from tests.capture.world import CHANGES, Event, Fragile, Keeper, PowerCut, World, disk, disk_link_groups, walk
 
@@ -199,7 +202,7 @@ def test_moved_there_and_back_in_one_batch(keeper: Keeper, place: Path) -> None:
     fill(place, "a/x", "b/y")
     keeper.full()
     proofs = Proofs(keeper.kv, keeper.source)
-    scan = Scan(keeper.top, proofs, keeper.prune)
+    scan = Scan(keeper.top, proofs, keeper.left_out)
     os.rename(place / "a", place / "c")
     assert list(scan.look(b"a")) == []
     os.rename(place / "c", place / "a")
@@ -213,7 +216,7 @@ def test_another_directory_takes_the_place_of_a_missing_one(keeper: Keeper, plac
     fill(place, "a/x")
     keeper.full()
     proofs = Proofs(keeper.kv, keeper.source)
-    scan = Scan(keeper.top, proofs, keeper.prune)
+    scan = Scan(keeper.top, proofs, keeper.left_out)
     os.rename(place / "a", place / "c")
     assert list(scan.look(b"a")) == []
     (place / "a").mkdir()
@@ -281,7 +284,7 @@ def test_a_directory_replaced_in_part_of_a_batch_is_cleared_after_a_crash(kv: Kv
     shutil.rmtree(place / "a")
     (place / "a").write_bytes(b"now a file")
     proofs = Proofs(fragile, keeper.source)  # type: ignore[arg-type]
-    scan = Scan(keeper.top, proofs, keeper.prune)
+    scan = Scan(keeper.top, proofs, keeper.left_out)
     keeper._read(proofs, [item for item in scan.look(b"a") if isinstance(item, Read)])
     keeper.commit(proofs)
     keeper.restart()
@@ -335,17 +338,17 @@ def test_an_unreadable_directory_is_no_deletion(
     fill(place, "a/x", "a/in/y", "b/z")
     keeper.full()
     kept = dict(keeper.entries)
-    real = os.scandir
+    real = scans.listed
     bad = os.fsencode(place / "a")
 
-    def scandir(path: Any) -> Any:
+    def listed(path: bytes, descriptor: int) -> Any:
         if path == bad:
             raise OSError(error, os.strerror(error), path)
-        return real(path)
+        return real(path, descriptor)
 
     fill(place, "b/new")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", scandir)
+        patch.setattr(scans, "listed", listed)
         keeper.full()
     assert [(t.path, t.reason) for t in keeper.troubles] == [(b"a", os.strerror(error).lower())]
     assert keeper.reads == [b"b/new"] and kept.keys() < keeper.entries.keys()
@@ -374,8 +377,8 @@ def test_names_that_vanish_while_they_are_listed(keeper: Keeper, place: Path, mo
     fill(place, "a/x", "b/y", "c")
     real = scans.listed
 
-    def listed(path: bytes) -> Any:
-        found = real(path)
+    def listed(path: bytes, descriptor: int) -> Any:
+        found = real(path, descriptor)
         if path == os.fsencode(place):
             shutil.rmtree(place / "a")
             (place / "c").unlink()
@@ -389,6 +392,52 @@ def test_names_that_vanish_while_they_are_listed(keeper: Keeper, place: Path, mo
     assert keeper.troubles == []
     keeper.full()
     check(keeper, place)
+
+
+def test_more_differs_in_a_directory_than_is_held(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "_HELD", 3)
+    fill(place, *(f"d/{number}" for number in range(10)), "d/in/x", "d/out/y")
+    os.symlink("0", place / "d/link")
+    keeper.full(commit_every=2)
+    check(keeper, place)
+    proofs = Proofs(keeper.kv, keeper.source)
+    for number in range(10):
+        (place / f"d/{number}").write_bytes(b"other")
+    found = Scan(keeper.top, proofs, keeper.left_out).look(b"", True)
+    first = next(found)
+    for number in range(10):
+        (place / f"d/{number}").unlink(missing_ok=True)  # meanwhile
+    assert isinstance(first, Read) and len(list(found)) == 2
+    proofs.drop_staged()
+    keeper.full()
+    check(keeper, place)
+
+
+def test_times_that_no_64_bits_hold(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(place, "a", "b")
+    listed = scans.listed
+
+    def far(entry: os.DirEntry[str], follow_symlinks: bool) -> os.stat_result:
+        found = entry.stat(follow_symlinks=follow_symlinks)
+        extra = found.__reduce__()[1][1]
+        return os.stat_result(list(found), extra | {"st_mtime_ns": 1 << 70, "st_ctime_ns": 1 << 70})
+
+    def entries(path: bytes, descriptor: int) -> list[Any]:
+        return [
+            (name, SimpleNamespace(is_dir=entry.is_dir, stat=partial(far, entry)))
+            for name, entry in listed(path, descriptor)
+        ]
+
+    monkeypatch.setattr(scans, "listed", entries)
+    keeper.full()
+    real = os.lstat(place / "a")
+    fields = list(real), real.__reduce__()[1][1] | {"st_mtime_ns": 1 << 70, "st_ctime_ns": 1 << 70}
+    proofs = Proofs(keeper.kv, keeper.source)
+    known = proofs.find(TOP_DIR, b"a")
+    assert known is not None
+    proofs.renew(TOP_DIR, b"a", Proof(fingerprint(os.stat_result(*fields))))
+    keeper.full()
+    assert keeper.reads == [b"b"]
 
 
 def test_a_source_that_is_gone_is_no_deletion(keeper: Keeper, place: Path) -> None:
@@ -416,7 +465,7 @@ def test_a_source_that_goes_away_during_a_scan(keeper: Keeper, place: Path, even
     fill(place, "a/x", "b")
     keeper.full()
     proofs = Proofs(keeper.kv, keeper.source)
-    scan = Scan(keeper.top, proofs, keeper.prune)
+    scan = Scan(keeper.top, proofs, keeper.left_out)
     os.rename(place, place.parent / "aside")
     place.mkdir()
     with pytest.raises(Vanished):
@@ -441,19 +490,20 @@ class Device(NamedTuple):
     def seen(self, path: bytes, st: os.stat_result) -> os.stat_result:
         if path != self.at and not path.startswith(self.at + b"/"):
             return st
-        fields = {name: getattr(st, name) for name in dir(st) if name.startswith("st_")}
-        return SimpleNamespace(**(fields | {"st_dev": st.st_dev + 1, "st_ino": 2}))  # type: ignore[return-value]
+        fields = list(st)
+        fields[1:3] = 2, st.st_dev + 1
+        return os.stat_result(fields, st.__reduce__()[1][1])
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
         lstat, listed = os.lstat, scans.listed
 
-        def stat(entry: os.DirEntry[bytes], follow_symlinks: bool) -> os.stat_result:
-            return self.seen(entry.path, entry.stat(follow_symlinks=follow_symlinks))
+        def stat(path: bytes, entry: os.DirEntry[str], follow_symlinks: bool) -> os.stat_result:
+            return self.seen(path, entry.stat(follow_symlinks=follow_symlinks))
 
-        def entries(path: bytes) -> list[Any]:
+        def entries(path: bytes, descriptor: int) -> list[Any]:
             return [
-                SimpleNamespace(name=entry.name, is_dir=entry.is_dir, stat=partial(stat, entry))
-                for entry in listed(path)
+                (name, SimpleNamespace(is_dir=entry.is_dir, stat=partial(stat, os.path.join(path, name), entry)))
+                for name, entry in listed(path, descriptor)
             ]
 
         patch.setattr(os, "lstat", lambda path: self.seen(path, lstat(path)))
@@ -531,18 +581,18 @@ def test_what_is_no_tag(keeper: Keeper, place: Path) -> None:
 def test_rules_that_come_later(keeper: Keeper, place: Path) -> None:
     fill(place, "a/x", "a/in/y", "b/x")
     keeper.full()
-    keeper.prune = lambda path, is_directory: path == b"a" and is_directory
+    keeper.left_out = Excludes(["/a/"])
     keeper.look([(b"a/in/y", False)])
     assert set(keeper.tree()) == {b"", b"b", b"b/x"}
     keeper.check_rows()
     fill(place, "a/in/new")
     keeper.look([(b"a/in/new", False), (b"a/in", True), (b"a", True)])
     assert keeper.staged == 0
-    keeper.prune = lambda path, is_directory: path.endswith(b"x")
+    keeper.left_out = Excludes(["*x"])
     keeper.full()
     assert set(keeper.tree()) == {b"", b"a", b"a/in", b"a/in/y", b"a/in/new", b"b"}
     keeper.check_rows()
-    keeper.prune = lambda path, is_directory: False
+    keeper.left_out = Excludes([])
     keeper.full()
     check(keeper, place)
 
@@ -625,7 +675,7 @@ def test_a_file_that_an_event_told_of_is_read_under_all_its_names(keeper: Keeper
     (place / "link").symlink_to("a")
     keeper.full()
     proofs = Proofs(keeper.kv, keeper.source)
-    scan = Scan(keeper.top, proofs, lambda path, is_directory: False)
+    scan = Scan(keeper.top, proofs, Excludes([]))
     found = [item.path for path in (b"a/x", b"link", b"b") for item in scan.look(path, doubt=doubt)]
     assert found == ([b"a/x", b"b/y"] if doubt else [])
     again = [item.path for item in scan.look(b"a/x", doubt=doubt)]

@@ -15,13 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from contbak.capture import whereabouts
+from contbak.capture import staging, whereabouts
 from contbak.capture.attributes import fingerprint, stat_entry, with_content
 from contbak.capture.findings import Read, Trouble
-from contbak.capture.proof import Proof
-from contbak.capture.proofs import Proofs, Totals, _unpack
+from contbak.capture.proof import Proof, unpack
+from contbak.capture.proofs import Proofs, Totals
 from contbak.capture.scan import Scan
 from contbak.core.entry import DIRECTORY, FILE, INLINE_MAX, SYMLINK, Content, Entry
+from contbak.core.excludes import Excludes
 from contbak.core.names import TOP_DIR, SourceId
 from contbak.store.kv import Kv, Writer
 
@@ -60,10 +61,6 @@ def content_of(data: bytes) -> Content:
     return Content(len(data), mark, data if inline else None, 0, () if inline else (mark,))
 
 
-def leave_nothing_out(path: bytes, is_directory: bool) -> bool:
-    return False
-
-
 class Keeper:
     """Commits what differs; `entries` is what the relay has."""
 
@@ -71,7 +68,7 @@ class Keeper:
         self.kv: Any = kv
         self.top = os.fsencode(top)
         self.source = source
-        self.prune: Callable[[bytes, bool], bool] = leave_nothing_out
+        self.left_out = Excludes([])
         self.entries: dict[tuple[bytes, bytes], Entry] = {}
         self.pending: dict[tuple[bytes, bytes], Entry | None] | None = None
         self.totals = Totals()
@@ -83,7 +80,7 @@ class Keeper:
     def look(self, events: Iterable[Event], commit_every: int = 1 << 30, forced: bool = False) -> None:
         """One batch."""
         proofs = Proofs(self.kv, self.source)
-        scan = Scan(self.top, proofs, self.prune)
+        scan = Scan(self.top, proofs, self.left_out)
         self.reads, self.troubles, self.staged = [], [], 0
         waiting: list[Read] = []
         found = (item for path, subtree in events for item in scan.look(path, subtree, forced))
@@ -120,16 +117,17 @@ class Keeper:
 
     def commit(self, proofs: Proofs) -> None:
         """As the agent does: what is staged becomes durable, the relay has it, `confirm`."""
-        self.totals = proofs.totals(self.totals)
+        totals = proofs.totals(self.totals)
         rows = {(row.dir_id, row.name): row.entry for row in proofs.staged()}
         self.staged += len(rows)
-        self.pending = rows
-        self.finish_pending()
+        proofs.keep()
+        self.totals, self.pending = totals, rows
+        self.finish_pending(proofs)
 
-    def finish_pending(self) -> None:
-        """The receipt is there; may be repeated."""
+    def finish_pending(self, proofs: Proofs) -> None:
+        """The receipt is there; may be repeated, after a crash with Proofs that know of nothing."""
         if self.pending is not None:
-            Proofs(self.kv, self.source).confirm(batch=7)
+            proofs.confirm(batch=7)
             for key, entry in self.pending.items():
                 if entry is None:
                     self.entries.pop(key, None)
@@ -141,7 +139,7 @@ class Keeper:
         """As the agent does after a crash."""
         if self.pending is None:
             Proofs(self.kv, self.source).drop_staged()
-        self.finish_pending()
+        self.finish_pending(Proofs(self.kv, self.source))
 
     # -- what must be true ------------------------------------------------------------------------------------
 
@@ -150,7 +148,7 @@ class Keeper:
 
     def check_rows(self) -> None:
         """Nothing is unreachable, the indexes say what the rows say, and the totals are right."""
-        clean = {(key[:8], key[8:]): _unpack(value) for key, value in self.rows("clean").items()}
+        clean = {(key[:8], key[8:]): unpack(value) for key, value in self.rows("clean").items()}
         assert clean.keys() == self.entries.keys()
         for key, proof in clean.items():
             assert proof.directory == self.entries[key].dir
@@ -164,7 +162,7 @@ class Keeper:
             assert found[own][0] == int.from_bytes(inode, "little")
         names = {key: proof.mark for key, proof in clean.items() if proof.mark.links > 1}
         assert self.rows("links").keys() == {whereabouts.number(mark.inode) + b"".join(k) for k, mark in names.items()}
-        for table in ("staged", "placed", "detached"):
+        for table in (*staging.TABLES, "detached"):
             assert not self.rows(table), table
         files = [proof for proof in clean.values() if stat.S_ISREG(proof.mode)]
         assert self.totals.files == len(files) and self.totals.entries == len(clean)

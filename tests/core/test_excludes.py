@@ -138,6 +138,19 @@ def test_comments_blank_lines_and_the_top() -> None:
     assert not Excludes(["*"]).excluded(b"", True)
 
 
+def test_places_are_left_out_whatever_the_patterns_say() -> None:
+    for patterns in ([], ["!*"], ["!/a/b/"]):
+        excludes = Excludes(patterns, [b"a/b", b"c"])
+        assert excludes.excluded(b"a/b", True) and excludes.excluded(b"c", False)
+        assert not excludes.excluded(b"a", True) and not excludes.excluded(b"b", True)
+
+
+def test_where_no_rule_reaches_nobody_asks() -> None:
+    excludes = Excludes(["# nothing", ""], [b"a/b", b"c"])
+    assert [excludes.reach(path) for path in (b"", b"a", b"a/b", b"b")] == [True, True, False, False]
+    assert Excludes(["*.o"]).reach(b"any/where") and not Excludes([]).reach(b"")
+
+
 def test_many_rules_stay_quick_to_ask() -> None:
     excludes = Excludes([f"name{number}" for number in range(5000)] + [f"*.e{number}" for number in range(5000)])
     assert excludes.excluded(b"a/b/name4999", False)

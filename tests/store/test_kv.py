@@ -123,6 +123,14 @@ def test_a_view_does_not_change(kv: Kv) -> None:
         view.get("ids", b"a")
 
 
+def test_rows_that_were_put_before_one_that_cannot_be_are_counted(kv: Kv, path: Path) -> None:
+    with kv.write() as rows:
+        with pytest.raises(UsageError):
+            rows.put_many("ids", [(b"a", b"1"), (b"", b"2"), (b"c", b"3")])
+        assert dict(rows.items("ids")) == {b"a": b"1"}
+    assert kvcheck.examine(path) == 1
+
+
 @pytest.mark.parametrize("key", [b"", bytes(MAX_KEY + 1)])
 def test_keys_that_cannot_be(kv: Kv, key: bytes) -> None:
     with pytest.raises(UsageError), kv.write() as rows:
@@ -251,17 +259,22 @@ class Model(RuleBasedStateMachine):
         gone=st.lists(keys, max_size=5),
         clear=st.booleans(),
         fail=st.booleans(),
+        at_once=st.booleans(),
     )
-    def write(self, table: str, rows: dict[bytes, bytes], gone: list[bytes], clear: bool, fail: bool) -> None:
+    def write(
+        self, table: str, rows: dict[bytes, bytes], gone: list[bytes], clear: bool, fail: bool, at_once: bool
+    ) -> None:
         model = {name: dict(content) for name, content in self.model.items()}
         try:
             with self.kv.write() as writer:
                 if clear:
                     writer.clear(table)
                     model[table].clear()
-                for key, value in rows.items():
+                model[table].update(rows)
+                if at_once:
+                    writer.put_many(table, rows.items())
+                for key, value in rows.items() if not at_once else ():
                     writer.put(table, key, value)
-                    model[table][key] = value
                 for key in [*gone, *list(model[table])[::3]]:
                     assert writer.delete(table, key) == (model[table].pop(key, None) is not None)
                 assert dict(writer.items(table)) == model[table]
@@ -289,6 +302,8 @@ class Model(RuleBasedStateMachine):
                 if row[0].startswith(prefix) and row[0] >= start and not (after and row[0] == start)
             ]
             assert view.get(table, start) == self.model[table].get(start)
+            beneath = {row[0][len(prefix) :]: row[1] for row in model if row[0].startswith(prefix)}
+            assert view.within(table, prefix) == beneath and view.any(table, prefix) == bool(beneath)
         assert list(self.kv.scan(table, prefix, batch=3)) == [row for row in model if row[0].startswith(prefix)]
 
     @invariant()
@@ -511,6 +526,8 @@ def test_a_row_that_is_not_what_was_written(path: Path) -> None:
                 lambda: view.has("heads", b"head"),
                 lambda: list(view.items("ids")),
                 lambda: view.get_many("ids", [b"\0\0\0\7"]),
+                lambda: view.within("ids", b"\0\0"),
+                lambda: view.any("ids", b"\0\0\0\7"),
             ):
                 with pytest.raises(KvDamaged):
                     look()
