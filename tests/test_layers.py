@@ -246,7 +246,7 @@ SOUND = {
     "contbak/core/crypto.py": "import blake3\nfrom nacl import bindings\nfrom datetime import datetime\n",
     "contbak/store/kv.py": "import os\nimport lmdb\nfrom contbak.core import codec\n",
     "contbak/capture/watcher.py": "import watchdog.events\nfrom contbak.store.kv import open_kv\n",
-    "contbak/upload/line.py": "import aiohttp\n",
+    "contbak/upload/line.py": "import http.client\n",
     "contbak/upload/uplink.py": "import tenacity\nfrom contbak.store import kv\nfrom contbak.upload import line\n",
     "contbak/recall/find.py": "from contbak.core.codec import decode\n",
     "contbak/app/cli.py": "import click\nfrom contbak.app.daemon import run\nfrom contbak.recall.find import find\n",
