@@ -156,12 +156,11 @@ class Daemon:
                 [*AGENT, "run"], env=environment(self.tool.env), cwd=self.tool.place.top, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
-        path = str(self.tool.place.top / "agent" / "run" / "contbak.sock")
-        _until(lambda: self._at_rest(path), self.process)
+        _until(self._at_rest, self.process)
         idle_cpu([self.process.pid])
         return self.process.pid
 
-    def _at_rest(self, path: str) -> bool:
+    def _at_rest(self) -> bool:
         status = self.tool.status()
         assert isinstance(status["sources"], list) and isinstance(status["daemon"], dict)
         return bool(status["daemon"]["running"]) and all(
