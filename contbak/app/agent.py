@@ -31,8 +31,7 @@ from contbak.app.keyfile import Keys
 from contbak.app.lost import paths_of
 from contbak.app.making import Maker
 from contbak.app.stored import Stored
-from contbak.capture import journal as journals
-from contbak.capture import proofs as proof_tables
+from contbak.app.tables import TABLES
 from contbak.capture.journal import Change, Gap, Journal, Problem
 from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Scan
@@ -45,8 +44,6 @@ from contbak.core.invite import Address
 from contbak.core.names import TOP_DIR, ChunkId, CommitId, DirId, PackId, SourceId
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer
 from contbak.store.kv import Kv, KvDamaged
-from contbak.upload import chain as chains
-from contbak.upload import known as knowns
 from contbak.upload.bundle import Seal, choose_suite
 from contbak.upload.chain import Ledger, Pending
 from contbak.upload.known import Known
@@ -58,7 +55,6 @@ from contbak.upload.workers import Workers
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
 READER = "contbak.capture.reader:Reader"
 COMMIT_ROWS = 100_000
 COMMIT_BYTES = 2 << 30

@@ -18,7 +18,8 @@ from contbak.core.errors import ContbakError
 
 _HOMES = {
     "cli_setup": ("init", "up", "add", "remove", "sources", "recover", "recovery", "devices", "relays"),
-    "cli_protect": ("run", "start", "stop", "backup", "status"),
+    "cli_protect": ("run", "backup"),
+    "cli_status": ("start", "stop", "status"),
     "cli_history": ("snapshots", "ls", "diff", "versions", "restore", "dump", "check"),
     "cli_completion": ("completion",),
 }

@@ -7,22 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from contbak.app.home import Home
+from contbak.app.serving import PROGRAM, READY_S, STOP_S, answers, environment, run_command
 from contbak.core.errors import ContbakError, Unreachable
 from contbak.core.invite import Invite, parse
-
-_PROGRAM = (sys.executable, "-m", "relay.cli")
-_READY_S = 60.0
-_STOP_S = 15.0
-_PROBE_S = 1.0
 
 
 def create(home: Home, vault_name: str, store: str | None = None) -> Invite:
@@ -36,59 +27,11 @@ def create(home: Home, vault_name: str, store: str | None = None) -> Invite:
 
 
 def _call(home: Home, *arguments: str) -> str:
-    done = subprocess.run([*_PROGRAM, *arguments], env=_environment(home), capture_output=True, text=True, check=False)
+    done = subprocess.run([*PROGRAM, *arguments], env=environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise ContbakError(f"the embedded relay could not be set up: {reason[0]}")
     return done.stdout.strip()
-
-
-def _environment(home: Home) -> dict[str, str]:
-    return {**os.environ, "CONTBAK_RELAY_HOME": str(home.embedded_relay), "PYTHONUNBUFFERED": "1"}
-
-
-@contextmanager
-def serving(home: Home) -> Iterator[None]:
-    """The embedded relay answers inside: the daemon's, or one of our own for as long as it takes."""
-    if _answers(home):
-        yield
-        return
-    log = home.state / "relay.log"
-    home.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(log, "ab") as errors:
-        process = subprocess.Popen(
-            _run_command(home), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-            env=_environment(home), start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + _READY_S
-        while not _answers(home):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Unreachable(f"the embedded relay does not start; {log} says why")
-            time.sleep(0.02)
-        yield
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(home: Home) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_S)  # a relay that hangs accepts nobody, and a full backlog blocks
-        try:
-            probe.connect(str(home.relay_socket))
-        except OSError:
-            return False
-        return True
-
-
-def _run_command(home: Home) -> tuple[str, ...]:
-    return (*_PROGRAM, "run", "--socket", str(home.relay_socket), "--exit-with-stdin")
 
 
 class EmbeddedRelay:
@@ -113,7 +56,7 @@ class EmbeddedRelay:
             if self._process.stdin is not None:
                 self._process.stdin.close()
             try:
-                await asyncio.wait_for(self._process.wait(), _STOP_S)
+                await asyncio.wait_for(self._process.wait(), STOP_S)
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
@@ -123,16 +66,16 @@ class EmbeddedRelay:
         _turn(log)
         with open(log, "ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                *_run_command(self._home),
+                *run_command(self._home),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=errors,
-                env=_environment(self._home), start_new_session=True,
+                env=environment(self._home), start_new_session=True,
             )  # fmt: skip
         await self._until_it_answers(self._process, log)
 
     async def _until_it_answers(self, process: asyncio.subprocess.Process, log: Path) -> None:
-        deadline = asyncio.get_running_loop().time() + _READY_S
+        deadline = asyncio.get_running_loop().time() + READY_S
         while True:
-            if _answers(self._home):
+            if answers(self._home):
                 return
             if process.returncode is not None or asyncio.get_running_loop().time() > deadline:
                 raise Unreachable(f"the embedded relay does not start; {log} says why")

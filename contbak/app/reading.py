@@ -10,9 +10,9 @@ from pathlib import Path
 
 from contbak.app import keyfile
 from contbak.app.config import load_relay
-from contbak.app.embedded import serving
 from contbak.app.home import Home
 from contbak.app.secrets import owner_keys
+from contbak.app.serving import serving
 from contbak.core.errors import NotInitialised
 from contbak.core.timespec import When, parse
 from contbak.recall.opening import Vault, open_directory, open_relay, open_vault

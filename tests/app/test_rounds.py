@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from contbak.app import embedded, rounds
+from contbak.app import rounds, serving
 from contbak.app.embedded import EmbeddedRelay
 from contbak.app.lookout import Lookout
 from contbak.app.rounds import Rounds
@@ -60,7 +60,7 @@ def test_an_embedded_relay_comes_back_when_the_machine_was_short_of_processes(
             relay._process.kill()
             await asyncio.wait_for(refused.wait(), 60)
             async with asyncio.timeout(60):
-                while not embedded._answers(place.home):
+                while not serving.answers(place.home):
                     await asyncio.sleep(0.02)
         finally:
             await relay.stop()
@@ -75,4 +75,4 @@ def test_a_relay_that_hangs_does_not_answer(place: Place) -> None:
         hung.bind(str(place.home.relay_socket))
         hung.listen(0)
         first.connect(str(place.home.relay_socket))
-        assert not embedded._answers(place.home)
+        assert not serving.answers(place.home)

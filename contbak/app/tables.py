@@ -1,0 +1,10 @@
+"""The tables of the agent's state, each named by the module that owns it."""
+
+from __future__ import annotations
+
+from contbak.capture import journal as journals
+from contbak.capture import proofs as proof_tables
+from contbak.upload import chain as chains
+from contbak.upload import known as knowns
+
+TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
