@@ -66,7 +66,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 def run(command: Command) -> Usage:
     """Runs it to its end.  Raises CommandFailed."""
     adopt_orphans()
-    before = cpu_of(command.beside)
+    before, strangers = cpu_of(command.beside), _children()
     log = os.memfd_create("output")
     started = time.monotonic()
     process = subprocess.Popen(
@@ -78,7 +78,7 @@ def run(command: Command) -> Usage:
         _, status, used = os.wait4(process.pid, 0)
         wall = time.monotonic() - started
     process.returncode = code = os.waitstatus_to_exitcode(status)
-    left = _reap(own.seen - {process.pid})
+    left = _reap(strangers)
     said = os.pread(log, 1 << 20, max(0, os.fstat(log).st_size - 2000)).decode(errors="replace")
     os.close(log)
     if code:
@@ -93,18 +93,26 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _reap(pids: set[int]) -> tuple[float, float]:
-    """User and system seconds of those of `pids` that became ours, once they have ended."""
+def _children() -> set[int]:
+    """The processes that this one is the parent of."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_bytes().split()))
+    return found
+
+
+def _reap(strangers: set[int]) -> tuple[float, float]:
+    """User and system seconds of the orphans that became children of this process; waits until they have ended."""
     user = system = 0.0
     deadline = time.monotonic() + _PATIENCE_S
-    for pid in pids:
-        with suppress(ChildProcessError):
-            while time.monotonic() < deadline:
+    while (left := _children() - strangers) and time.monotonic() < deadline:
+        for pid in left:
+            with suppress(ChildProcessError):
                 found, _, used = os.wait4(pid, os.WNOHANG)
                 if found:
                     user, system = user + used.ru_utime, system + used.ru_stime
-                    break
-                time.sleep(0.01)
+        time.sleep(0.01)
     return user, system
 
 
@@ -154,20 +162,17 @@ def anonymous_mib(pids: Sequence[int]) -> float:
 
 
 class Peak:
-    """Samples the anonymous memory of process trees while inside; `seen`: every process that was there."""
+    """Samples the anonymous memory of process trees while inside."""
 
     def __init__(self, roots: Sequence[int]) -> None:
         self.mib = 0.0
-        self.seen: set[int] = set()
         self._roots = roots
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
         while True:
-            pids = list(descendants(self._roots))
-            self.seen.update(pids)
-            self.mib = max(self.mib, anonymous_mib(pids))
+            self.mib = max(self.mib, anonymous_mib(list(descendants(self._roots))))
             if self._over.wait(SAMPLE_S):
                 return
 
