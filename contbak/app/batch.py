@@ -86,7 +86,7 @@ class Batch:
         self.tally = Tally()
         self.fold = False
         """The relay has lost chunks: the commit must not refer to content that was replaced, which nobody has."""
-        self._top = source.top
+        self._prefix = os.path.join(source.top, b"")
         self._scan = scan
         self._proofs = proofs
         self._workers = workers
@@ -178,7 +178,7 @@ class Batch:
 
     async def _submit(self, lot: list[Read], allow_torn: bool) -> None:
         asked_ns = time.time_ns()
-        files = [Asked(os.path.join(self._top, found.path), found.dir_id) for found in lot]
+        files = [Asked(self._prefix + found.path, found.dir_id) for found in lot]
         future = await self._workers.submit(files, allow_torn)
         future.add_done_callback(lambda done: self._collect(lot, asked_ns, done))
 

@@ -61,20 +61,23 @@ def stat_entry(path: bytes | int, st: os.stat_result, dir_fd: int | None = None)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise (Vanished if error.errno in _GONE else SourceError)(_shown(path), reason) from None
-    return Entry(
-        kind=kind,
-        mode=stat.S_IMODE(st.st_mode),
-        uid=st.st_uid,
-        gid=st.st_gid,
-        user=_user(st.st_uid),
-        group=_group(st.st_gid),
-        size=st.st_size if kind == FILE else 0,
-        mtime=_time(st.st_mtime_ns),
-        ctime=_time(st.st_ctime_ns),
-        target=target,
-        rdev=(os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (CHARACTER, BLOCK) else None,
-        xattrs=xattrs,
-        link=link_id(st) if kind == FILE and st.st_nlink > 1 else b"",
+    is_file = kind == FILE
+    return Entry(  # by position: this is done for every file
+        kind,
+        stat.S_IMODE(st.st_mode),
+        st.st_uid,
+        st.st_gid,
+        _user(st.st_uid),
+        _group(st.st_gid),
+        st.st_size if is_file else 0,
+        _time(st.st_mtime_ns),
+        _time(st.st_ctime_ns),
+        b"",
+        target,
+        (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (CHARACTER, BLOCK) else None,
+        xattrs,
+        None,
+        link_id(st) if is_file and st.st_nlink > 1 else b"",
     )
 
 
@@ -143,6 +146,8 @@ def read_xattrs(path: bytes | int, dir_fd: int | None = None) -> tuple[tuple[byt
         if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES):
             return ()
         raise
+    if not names:
+        return ()
     pairs = []
     size = 0
     for name in map(os.fsencode, names):
@@ -193,7 +198,8 @@ def _text(name: str) -> str:
 
 
 def _time(ns: int) -> int:
-    return max(-_TIME_MAX, min(_TIME_MAX, ns))  # file systems with 64-bit seconds reach further than 64-bit ns
+    # file systems with 64-bit seconds reach further than 64-bit ns
+    return ns if -_TIME_MAX <= ns <= _TIME_MAX else max(-_TIME_MAX, min(_TIME_MAX, ns))
 
 
 def _shown(path: bytes | int) -> bytes:

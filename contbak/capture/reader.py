@@ -20,9 +20,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 from contbak.capture import sqlite
 from contbak.capture.attributes import fingerprint, stat_entry, with_fields
@@ -47,8 +46,7 @@ class _InUse(Exception):
     """The file is a database that a program has open."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadResult:
+class ReadResult(NamedTuple):
     """What was read.
 
     entry        the file's attributes, read through the same descriptor; `content` is nil; `size` and `extents`
@@ -107,9 +105,9 @@ class Reader:
         attempt = 1
         while True:
             patient = allow_torn and attempt == self._tries
+            fd = _open(path, dir_fd)
             try:
-                with _opened(path, dir_fd) as fd:
-                    result = self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt)
+                result = self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt)
                 return _as_refused(result, mark) if mark else result
             except _Changed:
                 if attempt == self._tries:
@@ -122,6 +120,8 @@ class Reader:
                     return copied
                 databases = False  # SQLite refuses: read it like any file
                 mark = sqlite.use_mark(_absolute(path, dir_fd))
+            finally:
+                os.close(fd)
 
     def _read_once(self, this: _Pass, consume: Consume, attempt: int) -> ReadResult:
         entry = stat_entry(this.fd, this.st)
@@ -139,18 +139,21 @@ class Reader:
     def _read_database(self, path: bytes, dir_fd: int | None, consume: Consume) -> ReadResult | None:
         """As `read`, from SQLite's own copy; None, with nothing handed over, if SQLite makes none."""
         assert self._scratch is not None
-        with _opened(path, dir_fd) as fd:
+        fd = _open(path, dir_fd)
+        try:
             st = _look(path, fd)
             entry = stat_entry(fd, st)
-            mark = sqlite.use_mark(_absolute(path, dir_fd))
-            copy = sqlite.snapshot(_absolute(path, dir_fd), self._scratch)
-            if copy is None:
-                return None
-            try:
-                size = os.fstat(copy).st_size
-                came = self._window.stream(path, copy, ((0, size),), consume, lambda view, final, short: None)
-            finally:
-                os.close(copy)
+        finally:
+            os.close(fd)
+        mark = sqlite.use_mark(_absolute(path, dir_fd))
+        copy = sqlite.snapshot(_absolute(path, dir_fd), self._scratch)
+        if copy is None:
+            return None
+        try:
+            size = os.fstat(copy).st_size
+            came = self._window.stream(path, copy, ((0, size),), consume, lambda view, final, short: None)
+        finally:
+            os.close(copy)
         return ReadResult(with_fields(entry, size=came), fingerprint(st) + mark, came, 1, database=True)
 
 
@@ -180,24 +183,22 @@ class _Pass:
             raise _Changed
 
 
-@contextmanager
-def _opened(path: bytes, dir_fd: int | None) -> Iterator[int]:
-    try:
-        fd = _open(path, dir_fd)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise (Vanished if error.errno in _GONE else SourceError)(path, f"it cannot be opened: {reason}") from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _open(path: bytes, dir_fd: int | None) -> int:
     try:
         return os.open(path, _FLAGS | _NOATIME, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(path, _FLAGS, dir_fd=dir_fd)  # only the owner may leave the access time alone
+    except PermissionError:  # only the owner may leave the access time alone
+        pass
+    except OSError as error:
+        raise _no_file(path, error) from None
+    try:
+        return os.open(path, _FLAGS, dir_fd=dir_fd)
+    except OSError as error:
+        raise _no_file(path, error) from None
+
+
+def _no_file(path: bytes, error: OSError) -> SourceError:
+    reason = (error.strerror or str(error)).lower()
+    return (Vanished if error.errno in _GONE else SourceError)(path, f"it cannot be opened: {reason}")
 
 
 def _look(path: bytes, fd: int) -> os.stat_result:

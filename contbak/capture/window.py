@@ -40,6 +40,8 @@ class Window:
 
         Raises SourceError, naming `path`, if the file cannot be read on.
         """
+        if len(spans) == 1 and spans[0][1] <= min(len(self._view), LARGE - 1):  # as most files are
+            return self._whole(path, fd, spans[0], consume, guard)
         view, have, came = self._view, 0, 0
         large = bool(spans) and spans[-1][0] + spans[-1][1] >= LARGE
         if large:
@@ -62,6 +64,16 @@ class Window:
         if large:
             _advise(fd, "POSIX_FADV_DONTNEED")
         return came
+
+
+    def _whole(self, path: bytes, fd: int, span: tuple[int, int], consume: Consume, guard: Guard) -> int:
+        """As `stream`, of a single span that fits."""
+        offset, length = span
+        have = _fill(path, fd, self._view[:length], offset)
+        while have < length and (got := _fill(path, fd, self._view[have:length], offset + have)):
+            have += got
+        _finish(self._view[:have], have < length, consume, guard)
+        return have
 
 
 def find_extents(fd: int, st: os.stat_result) -> Extents | None:

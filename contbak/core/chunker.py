@@ -52,6 +52,8 @@ class Chunker:
     def __init__(self, sizes: ChunkSizes) -> None:
         check_engine()
         self._sizes = sizes
+        self.one_chunk = sizes.min
+        """Bytes up to which a whole stream is one chunk."""
 
     def cuts(self, window: memoryview, final: bool) -> list[int]:
         """Lengths of the chunks at the start of `window`, in order.

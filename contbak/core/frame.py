@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from contbak.core import compress
 from contbak.core.crypto import TAG_LEN, Opener, Sealer, digest
@@ -43,8 +44,7 @@ _CRC = struct.Struct("<I")
 _BODY = struct.Struct("<BI")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """What goes into a frame: its id, the ids it points to (nodes only, sorted and unique), its plaintext."""
 
     id: bytes
@@ -93,15 +93,17 @@ def encode(kind: int, chunks: Sequence[Chunk], sealer: Sealer, writer: bytes, ra
     lengths = [len(c.payload) for c in chunks]
     if header_len > HEADER_MAX or 4 * len(chunks) + sum(lengths) > PLAIN_MAX:  # however small it would become
         raise FormatError("a frame would be too large")
-    codec, payload = compress.squeeze(struct.pack(f"<{len(chunks)}I", *lengths) + b"".join(c.payload for c in chunks))
+    table_of_lengths = struct.pack(f"<{len(chunks)}I", *lengths)
+    codec, payload = compress.squeeze(b"".join([table_of_lengths, *[c.payload for c in chunks]]))
     plain_len = padme(_BODY.size + len(payload))
     fixed = _FIXED.pack(
         MAGIC, VERSION, sealer.suite, kind, 0, 0, len(chunks), header_len, plain_len + TAG_LEN[sealer.suite],
         writer, sealer.ephemeral_public, nonce := sealer.nonce(random, table),
     )  # fmt: skip
     header = _with_crc(fixed + table)
-    plain = b"".join((_BODY.pack(codec, len(payload)), payload)).ljust(plain_len, b"\0")
-    return header + _with_crc(sealer.seal(header, nonce, plain))
+    padding = bytes(plain_len - _BODY.size - len(payload))
+    body = sealer.seal(header, nonce, b"".join((_BODY.pack(codec, len(payload)), payload, padding)))
+    return b"".join((header, body, _CRC.pack(zlib.crc32(body))))
 
 
 def encode_commit(record: bytes, writer: bytes) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from contbak.core import frame
-from contbak.core.crypto import derive, digest
+from contbak.core.crypto import Hasher, derive, digest
 from contbak.core.errors import FormatError
 from contbak.core.names import ID_LEN, PackId, VaultId, checked
 
@@ -155,27 +155,28 @@ class _Segments:
 
     def __init__(self, log2: int) -> None:
         self.log2 = log2
-        self._rest = bytearray()
         self._hashes: list[bytes] = []
+        self._hasher = Hasher()
+        self._filled = 0
 
     def update(self, data: bytes) -> None:
-        size, view, at = 1 << self.log2, memoryview(data), 0
-        if self._rest:
-            at = size - len(self._rest)
-            self._rest += view[:at]
-            if len(self._rest) < size:
-                return
-            self._hashes.append(digest(bytes(self._rest)))
-            self._rest.clear()
-        while len(view) - at >= size:
-            self._hashes.append(digest(view[at : at + size]))
-            at += size
-        self._rest += view[at:]
+        size, view = 1 << self.log2, memoryview(data)
+        while view:
+            part = view[: size - self._filled]
+            self._hasher.update(part)
+            self._filled += len(part)
+            if self._filled == size:
+                self._end()
+            view = view[len(part) :]
 
     def finish(self) -> list[bytes]:
-        if self._rest:
-            self._hashes.append(digest(bytes(self._rest)))
+        if self._filled:
+            self._end()
         return self._hashes
+
+    def _end(self) -> None:
+        self._hashes.append(self._hasher.digest())
+        self._hasher, self._filled = Hasher(), 0
 
 
 def segment_log2(body_len: int) -> int:

@@ -112,7 +112,8 @@ class Bundler:
 
         Raises FormatError if the kind does not belong into this sort of pack, StoreFull, StoreError.
         """
-        self._check_kind(kind)
+        if (kind != DATA) != self._metadata:
+            raise FormatError(f"a frame of kind {kind} does not belong into this pack")
         size = len(chunk.payload)
         if self._bundle and (kind != self._kind or self._size + size > frame.BODY_TARGET):
             self._close_bundle()
@@ -126,7 +127,8 @@ class Bundler:
 
     def add_commit(self, record: bytes) -> list[Packed]:
         """Puts a copy of the commit `record` into the pack, so that packs alone bring back the history."""
-        self._check_kind(COMMIT)
+        if not self._metadata:
+            raise FormatError("a commit does not belong into a pack of data")
         self._close_bundle()
         self._pack().add(frame.encode_commit(record, writer_name(self._seal.device)))
         return []
@@ -142,10 +144,6 @@ class Bundler:
         opened, self._open = self._open, None
         if opened is not None:
             opened.file.close()
-
-    def _check_kind(self, kind: int) -> None:
-        if (kind != DATA) != self._metadata:
-            raise FormatError(f"a frame of kind {kind} does not belong into this pack")
 
     def _pack(self) -> _OpenPack:
         if self._open is None:

@@ -42,6 +42,8 @@ class Lot:
 class File:
     """One file of a lot while it is read."""
 
+    __slots__ = ("_content", "_emit", "_hasher", "_keys", "_length", "_list", "index", "lot", "new_bytes", "windows")
+
     def __init__(self, lot: Lot, index: int, keys: WriterKeys, emit: Callable[[bytes, Node], None]) -> None:
         self.lot = lot
         self.index = index

@@ -14,13 +14,14 @@ It does not know the vault's index and sends nothing to a relay.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import pkgutil
 import secrets
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -111,8 +112,8 @@ class Worker:
         try:
             result = self._reader.read(
                 job.files[file.index].path,
-                partial(self._consume, file),
-                partial(self._restart, file),
+                self._consume,
+                self._restart,
                 allow_torn=job.allow_torn,
             )
             self._batch.results.append(Finished(file, result, file.content()))
@@ -129,7 +130,9 @@ class Worker:
             self._hear()
             self._ask()
 
-    def _consume(self, file: File, view: memoryview, final: bool) -> int:
+    def _consume(self, view: memoryview, final: bool) -> int:
+        file = self._file
+        assert file is not None
         if final and not file.windows and len(view) <= SMALL:
             return self._consume_whole(file, view)
         if not final:
@@ -149,9 +152,14 @@ class Worker:
         if len(data) <= INLINE_MAX:
             file.whole(data, ())
             return len(data)
+        if len(data) <= self._chunker.one_chunk:
+            id = self._keys.data_id(data)
+            self._batch.add(Piece(file, DATA, Chunk(id, data)))
+            file.whole(data, (id,))
+            return len(data)
         source = memoryview(data)
         lengths = self._chunker.cuts(source, True)
-        parts: Sequence[bytes | memoryview] = [data] if len(lengths) == 1 else _parts(source, lengths)
+        parts = _parts(source, lengths)
         ids = [self._keys.data_id(part) for part in parts]
         for id, part in zip(ids, parts, strict=True):
             self._batch.add(Piece(file, DATA, Chunk(id, part)))
@@ -161,9 +169,10 @@ class Worker:
             file.part(source, list(zip(ids, lengths, strict=True)))
         return len(data)
 
-    def _restart(self, file: File) -> None:
-        self._batch.drop(file)
-        file.restart()
+    def _restart(self) -> None:
+        assert self._file is not None
+        self._batch.drop(self._file)
+        self._file.restart()
 
     def _emit_node(self, id: bytes, node: Node) -> None:
         assert self._file is not None
@@ -228,9 +237,12 @@ class Worker:
         for (file, kind, chunk), mine in zip(batch.pieces, bits(claimed.bits, len(batch.pieces)), strict=True):
             lot, bundler = file.lot, self._data if kind == DATA else self._nodes
             if mine:
-                payload = bytes(chunk.payload) if file.windows else chunk.payload  # else the view is of our own copy
-                file.new_bytes += len(payload) if kind == DATA else 0
-                self._report_packs(bundler.add(Chunk(chunk.id, payload, chunk.refs), kind))
+                if file.windows:  # else the view is of our own copy
+                    chunk = chunk._replace(payload=bytes(chunk.payload))
+                file.new_bytes += len(chunk.payload) if kind == DATA else 0
+                packs = bundler.add(chunk, kind)
+                if packs:
+                    self._report_packs(packs)
             if kind == DATA:  # where it is not ours, it may be in a pack that is open here
                 lot.data = bundler.taken
             else:
@@ -324,6 +336,8 @@ def _make_reader(name: str, scratch: str | None) -> Reader:
 def main(mark_fd: int) -> int:
     """The process: exit status 0 when the input ended, 1 when it could not go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal: the parent decides
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)  # much is held for a moment and next to nothing is in cycles
     pipe = Pipe(os.dup(0), os.dup(1))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever prints must not speak into the pipe
