@@ -18,6 +18,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from contbak.core import invite
+from relay.registry import Registry
 from tests.bench.clients import note_into, write_json
 from tests.bench.contbak_tool import Relay
 from tests.bench.measure import Peak, anonymous_mib, cpu_of
@@ -74,12 +76,15 @@ def _share(devices: list[Joined], pipe: Connection) -> None:
 
 def devices_of(relay: Relay, count: int, vaults: int) -> list[Joined]:
     """`count` devices spread over `vaults` vaults, each with an invite."""
+    home = relay.top / "home"
+    registry, address = Registry(home), invite.parse(relay.invite()).address
     firsts = [Device(random.Random(number)) for number in range(vaults)]
     found: list[Joined] = []
     for number in range(count):
         device = firsts[number % vaults] if number < vaults else firsts[number % vaults].second()
         device.random = random.Random(1000 + number)
-        found.append((device, relay.invite()))
+        token = registry.invite(b"", "", int((time.time() + 3600) * 1000))
+        found.append((device, invite.Invite(address, token, b"").line()))
     return found
 
 

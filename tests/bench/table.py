@@ -16,7 +16,7 @@ from tests.bench.tool import AGAIN, CHANGED, CHECK, FIRST, STEPS, VERIFY, WATCHE
 
 OURS = "contbak"
 BOUNDS = "bound"
-_SAME = {WATCHED: AGAIN, CHECK: VERIFY}
+SAME = {WATCHED: AGAIN, CHECK: VERIFY}
 """Steps of contbak alone, and the step of the others that they are compared with."""
 _METRICS: dict[str, Callable[[Record], float]] = {
     "wall": lambda record: record.usage.wall_s if record.usage else 0.0,
@@ -63,7 +63,7 @@ class Figures:
     def best(self, set: str, step: str, metric: str, only: str = "") -> Best | None:
         """Of the others, or of `only` one."""
         names = [only] if only else [name for name in self.tools() if not name.startswith((OURS, BOUNDS))]
-        step = _SAME.get(step, step)
+        step = SAME.get(step, step)
         found = [(value, name) for name in names if (value := self.median(set, step, name, metric)) is not None]
         return Best(min(found)[1], min(found)[0]) if found else None
 
@@ -90,7 +90,7 @@ def main_table(figures: Figures) -> str:
             wall = figures.median(name, step, OURS, "wall")
             if wall is None:
                 continue
-            bound = figures.median(name, _SAME.get(step, step), BOUNDS, "wall")
+            bound = figures.median(name, SAME.get(step, step), BOUNDS, "wall")
             asked = [target for target in TARGETS if (target.set, target.step, target.metric) == (name, step, WALL)]
             rows.append([
                 name, step, f"{wall:.2f}", *_against(wall, figures.best(name, step, "wall"), "{:.2f}"),
