@@ -1,15 +1,14 @@
 """Whether everything that a commit leads to is there: the check behind every receipt.
 
-Rules: walks from the roots through the references in clear frame headers, depth first and without recursion; a
-node from which all is there is remembered as closed and not walked again, so the walk costs what is new.  Memory
-is bounded by the depth and by LIMIT.  What cannot be read counts as missing, so that it is supplied again.
+Rules: walks from the roots through the references in clear frame headers, level by level, so that ids are looked up
+many at once and each header is read once for a level; a node from which all is there is remembered as closed and not
+walked again, so the walk costs what is new.  Memory is about 150 bytes for each new node, besides one batch.  What
+cannot be read counts as missing, so that it is supplied again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from contbak.core.errors import FormatError, NotFound
 from contbak.core.frame import Header
@@ -17,22 +16,12 @@ from contbak.core.messages import MISSING_MAX, Place
 from relay.index import Index
 
 DEPTH_MAX = 64
-"""Levels of nodes; trees and lists of spans have less than a dozen.  Also what ends a circle."""
-OPEN_MAX = 100_000
-_BATCH = 4_096
-_HEADERS = 32
+"""Levels of nodes; trees and lists of spans have less than a dozen."""
+_NODES = 4_096
+_REFS = 65_536
 
 ReadHeader = Callable[[Place], Header]
 """Reads the header of the frame at a place.  Raises FormatError, NotFound."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """A node on the way down: its references to nodes that are still to be walked; whole: nothing is missing yet."""
-
-    id: bytes
-    ahead: list[bytes]
-    whole: bool
 
 
 class Closure:
@@ -41,66 +30,61 @@ class Closure:
     def __init__(self, index: Index, read_header: ReadHeader) -> None:
         self._index = index
         self._read_header = read_header
-        self._headers: OrderedDict[tuple[bytes, int], Header] = OrderedDict()
-        self._done: set[bytes] = set()  # closed, not yet written down
-        self._open: set[bytes] = set()  # walked, and something below is missing
+        self._seen: set[bytes] = set()
         self._missing: dict[bytes, None] = {}
+        self._at: tuple[bytes, int] | None = None
+        self._last: Header | None = None
 
     def missing(self, roots: Sequence[bytes]) -> list[bytes]:
         """At most MISSING_MAX ids that the roots lead to and that are not there; none: all is there.
 
         Raises FormatError for references deeper than any tree has.
         """
-        top = _Step(b"", self._look(roots), True)
-        stack = [top]
-        while stack:
-            if len(self._missing) >= MISSING_MAX or len(self._open) >= OPEN_MAX:
+        level = self._look(set(roots))
+        for _ in range(DEPTH_MAX):
+            if not level or len(self._missing) >= MISSING_MAX:
                 break
-            step = stack[-1]
-            if step.ahead:
-                self._descend(step.ahead.pop(), stack)
-            else:
-                self._leave(stack)
-        self._flush(0)
+            level = self._below(level)
+        else:
+            if level:
+                raise FormatError("the commit's references are nested too deeply")
+        if self._seen and not self._missing:
+            self._index.close_nodes(self._seen)
         return list(self._missing)[:MISSING_MAX]
 
-    def _descend(self, id_: bytes, stack: list[_Step]) -> None:
-        if id_ in self._done:
-            return
-        if id_ in self._open:
-            stack[-1].whole = False
-            return
-        if len(stack) > DEPTH_MAX:
-            raise FormatError("the commit's references are nested too deeply")
-        before = len(self._missing)
-        refs = self._refs(id_)
-        ahead = [] if refs is None else self._look(refs)
-        stack.append(_Step(id_, ahead, refs is not None and len(self._missing) == before and self._all_there(refs)))
+    def _below(self, nodes: list[bytes]) -> list[bytes]:
+        """The nodes to which these lead and that must be walked."""
+        found: list[bytes] = []
+        refs: set[bytes] = set()
+        for start in range(0, len(nodes), _NODES):
+            for more in self._refs(nodes[start : start + _NODES]):
+                refs.update(more)
+                if len(refs) >= _REFS:
+                    found += self._look(refs)
+                    refs.clear()
+        return found + self._look(refs)
 
-    def _leave(self, stack: list[_Step]) -> None:
-        step = stack.pop()
-        if not stack:
-            return
-        if step.whole:
-            self._done.add(step.id)
-            self._flush(_BATCH)
-        else:
-            self._open.add(step.id)
-            stack[-1].whole = False
+    def _look(self, refs: set[bytes]) -> list[bytes]:
+        """Notes which of the references are missing; returns the nodes that were not seen yet and are not closed."""
+        absent, nodes = self._index.absent(sorted(refs))
+        self._missing.update(dict.fromkeys(absent))
+        new = [id_ for id_ in nodes if id_ not in self._seen]
+        self._seen.update(new)
+        return new
 
-    def _all_there(self, refs: Sequence[bytes]) -> bool:
-        return not self._missing or not any(ref in self._missing for ref in refs)
+    def _refs(self, nodes: Sequence[bytes]) -> Iterator[tuple[bytes, ...]]:
+        """What the nodes point to; of those of which no copy can be read it notes that they are missing."""
+        copies = zip(self._index.places(nodes), nodes, strict=True)
+        for places, id_ in sorted(copies, key=lambda row: [(place.pack, place.offset) for place in row[0]]):
+            refs = self._refs_of(id_, places)
+            if refs is None:
+                self._missing[id_] = None
+            else:
+                yield refs
 
-    def _look(self, refs: Sequence[bytes]) -> list[bytes]:
-        """Notes which of the references are missing; returns those that must be walked."""
-        absent, nodes = self._index.absent(refs)
-        for id_ in absent:
-            self._missing[id_] = None
-        return nodes
-
-    def _refs(self, id_: bytes) -> tuple[bytes, ...] | None:
-        """What the node points to; None, and missing, if no copy of it can be read."""
-        for place in self._index.places([id_])[0]:
+    def _refs_of(self, id_: bytes, places: Sequence[Place]) -> tuple[bytes, ...] | None:
+        """What the node points to; None if no copy of it can be read."""
+        for place in places:
             if not place.kind:
                 continue
             try:
@@ -109,21 +93,12 @@ class Closure:
                 continue
             if place.ordinal < len(header.ids) and header.ids[place.ordinal] == id_:
                 return header.refs[place.ordinal] if header.refs else ()
-        self._missing[id_] = None
         return None
 
     def _header(self, place: Place) -> Header:
-        key = (place.pack, place.offset)
-        header = self._headers.get(key)
-        if header is None:
-            header = self._headers[key] = self._read_header(place)
-            if len(self._headers) > _HEADERS:
-                self._headers.popitem(last=False)
-        else:
-            self._headers.move_to_end(key)
-        return header
-
-    def _flush(self, above: int) -> None:
-        if len(self._done) > above:
-            self._index.close_nodes(self._done)
-            self._done.clear()
+        """The header of the frame there, which is often that of the place before."""
+        if self._at != (place.pack, place.offset):
+            self._last = self._read_header(place)
+            self._at = place.pack, place.offset
+        assert self._last is not None
+        return self._last

@@ -30,6 +30,7 @@ _MAP_SIZE = 32 << 30
 COPIES_MAX = 32
 
 _PLACE = struct.Struct("<IIIBB")
+_KIND = _PLACE.size - 1  # where a place has it
 _PACK = struct.Struct("<32sQB8s")
 _NUMBER = struct.Struct(">I")
 _POSITION = struct.Struct(">Q")
@@ -101,22 +102,19 @@ class Index:
 
     def absent(self, ids: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
         """(ids that are not there, ids of nodes that are there and not known to be closed)."""
-        missing, open_nodes = [], []
+        ids = list(ids)
         with self._kv.read() as rows:
-            for id_ in ids:
-                raw = rows.get("ids", id_)
-                if raw is None:
-                    missing.append(id_)
-                elif any(_PLACE.unpack_from(raw, at)[4] for at in range(0, len(raw), _PLACE.size)) and not rows.has(
-                    "closed", id_
-                ):
-                    open_nodes.append(id_)
-        return missing, open_nodes
+            found = rows.get_many("ids", ids)
+            missing = [id_ for id_, raw in zip(ids, found, strict=True) if raw is None]
+            nodes = [
+                id_ for id_, raw in zip(ids, found, strict=True) if raw is not None and any(raw[_KIND :: _PLACE.size])
+            ]
+            return missing, [id_ for id_ in nodes if not rows.has("closed", id_)]
 
     def close_nodes(self, ids: Iterable[bytes]) -> None:
         """Remembers that everything these nodes lead to is there."""
         with self._kv.write() as rows:
-            for id_ in ids:
+            for id_ in sorted(ids):
                 rows.put("closed", id_, b"")
 
     # -- packs
