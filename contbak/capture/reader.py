@@ -90,12 +90,15 @@ class Reader:
         on_restart: Callable[[], None],
         *,
         allow_torn: bool = False,
+        align: int = 1,
         dir_fd: int | None = None,
     ) -> ReadResult:
         """Hands the data of the regular file `path` to `consume` as one stream, holes left out.
 
         on_restart   called when what was handed over so far is void and all begins again
         allow_torn   the last try goes on to the end and the result is labelled, instead of Unsettled
+        align        holes are left out in multiples of so many bytes of the file, so that blocks of this size in the
+                     stream are blocks of the file
         dir_fd       what a relative `path` is relative to
         Raises Vanished (gone, or no regular file any more), Unsettled, SourceError; what was handed over is
         void then.  What `consume` raises passes through.
@@ -107,7 +110,7 @@ class Reader:
             patient = allow_torn and attempt == self._tries
             fd = _open(path, dir_fd)
             try:
-                result = self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt)
+                result = self._read_once(_Pass(path, dir_fd, fd, patient, databases), consume, attempt, align)
                 return _as_refused(result, mark) if mark else result
             except _Changed:
                 if attempt == self._tries:
@@ -123,9 +126,9 @@ class Reader:
             finally:
                 os.close(fd)
 
-    def _read_once(self, this: _Pass, consume: Consume, attempt: int) -> ReadResult:
+    def _read_once(self, this: _Pass, consume: Consume, attempt: int, align: int) -> ReadResult:
         entry = stat_entry(this.fd, this.st)
-        extents = find_extents(this.fd, this.st)
+        extents = find_extents(this.fd, this.st, align)
         whole = ((0, this.st.st_size),)
         came = self._window.stream(this.path, this.fd, whole if extents is None else extents, consume, this.guard)
         if this.short:

@@ -76,8 +76,10 @@ class Window:
         return have
 
 
-def find_extents(fd: int, st: os.stat_result) -> Extents | None:
+def find_extents(fd: int, st: os.stat_result, align: int = 1) -> Extents | None:
     """Where the file of `fd` has data: sorted (offset, length); None if it has no holes worth leaving out.
+
+    align: each extent begins at a multiple of so many bytes and ends at one, or with the file.
 
     The blocks that a file occupies do not tell: attributes have blocks, too, and space that is reserved and was
     never written is a hole.  Asking costs a microsecond.
@@ -88,7 +90,7 @@ def find_extents(fd: int, st: os.stat_result) -> Extents | None:
     try:
         if os.lseek(fd, 0, os.SEEK_HOLE) >= size:
             return None
-        extents = tuple(_scan_extents(fd, size))
+        extents = tuple(_aligned(_scan_extents(fd, size), align, size))
     except OSError:
         return None  # a file system that cannot tell, or a file that shrinks: reading it will show
     return None if extents == ((0, size),) else extents
@@ -116,6 +118,18 @@ def _scan_extents(fd: int, size: int) -> list[tuple[int, int]]:
         if len(found) > 2 * EXTENTS_MAX:
             found = _fewer(found)
     return _fewer(found)
+
+
+def _aligned(found: list[tuple[int, int]], align: int, size: int) -> list[tuple[int, int]]:
+    if align <= 1:
+        return found
+    wide: list[tuple[int, int]] = []
+    for offset, length in found:
+        start, end = offset - offset % align, min(size, -(-(offset + length) // align) * align)
+        if wide and start <= sum(wide[-1]):
+            start = wide.pop()[0]
+        wide.append((start, end - start))
+    return wide
 
 
 def _fewer(found: list[tuple[int, int]]) -> list[tuple[int, int]]:

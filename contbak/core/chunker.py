@@ -1,4 +1,4 @@
-"""Content-defined chunks: FastCDC over windows of a stream; the only door to fastcdc.
+"""Chunks: content-defined ones by FastCDC, aligned blocks for disk images; the only door to fastcdc.
 
 Rules: a cut is accepted only with `max` bytes in sight or the end reached, so the cuts are those of the whole
 stream however the windows fall.  A path is never handed to fastcdc: it would map the file, and the process
@@ -13,6 +13,13 @@ from dataclasses import dataclass
 
 from contbak.core.crypto import derive
 from contbak.core.errors import ContbakError
+
+IMAGE_ENDINGS = (b".img", b".raw", b".qcow", b".qcow2", b".vmdk", b".vdi", b".vhd", b".vhdx", b".hdd")
+"""Names of disk images end so, in small or capital letters."""
+IMAGE_MIN = 1 << 20
+"""Bytes below which an image is a file like any other."""
+_BLOCKS = ((64 << 30, 16 << 10), (1 << 40, 64 << 10))
+_BLOCK_MAX = 256 << 10
 
 try:
     with redirect_stdout(sys.stderr):  # the package greets on standard output when its extension is missing
@@ -47,7 +54,7 @@ def check_engine() -> None:
 
 
 class Chunker:
-    """Cuts a stream that is shown window by window."""
+    """Cuts a stream, that is shown window by window, where its content says."""
 
     def __init__(self, sizes: ChunkSizes) -> None:
         check_engine()
@@ -73,3 +80,31 @@ class Chunker:
                 break
             lengths.append(chunk.length)
         return lengths
+
+
+class Blocks:
+    """Cuts a stream into blocks of `size` bytes, where what is changed in place leaves all other chunks as they are."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def cuts(self, window: memoryview, final: bool) -> list[int]:
+        """As Chunker.cuts; what is left of a window is shorter than a block."""
+        whole, rest = divmod(len(window), self._size)
+        return [self._size] * whole + ([rest] if final and rest else [])
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file of this name, or path, is taken for a disk image."""
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def block_size(size: int) -> int:
+    """The block size for a disk image of `size` bytes; 0: content decides of its chunks, as for any file.
+
+    16 KiB: a file system writes 4 KiB here and there, and each costs a block.  Larger ones for very large images, whose
+    lists of blocks would else grow out of hand.
+    """
+    if size < IMAGE_MIN:
+        return 0
+    return next((block for limit, block in _BLOCKS if size <= limit), _BLOCK_MAX)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from contbak.core import codec
+from contbak.core.chunker import block_size, is_image
 from contbak.core.crypto import Hasher, WriterKeys, digest
 from contbak.core.entry import Content
 from contbak.core.errors import FormatError
@@ -13,7 +15,7 @@ from contbak.core.frame import Chunk
 from contbak.core.node import Node, check_entry
 from contbak.core.spanlist import SpanListWriter
 from contbak.upload import orders
-from contbak.upload.orders import Done, Job, ReadResult, Unread
+from contbak.upload.orders import Asked, Done, Job, ReadResult, Unread
 
 
 class Lot:
@@ -42,13 +44,27 @@ class Lot:
 class File:
     """One file of a lot while it is read."""
 
-    __slots__ = ("_content", "_emit", "_hasher", "_keys", "_length", "_list", "index", "lot", "new_bytes", "windows")
+    __slots__ = (
+        "_content",
+        "_emit",
+        "_hasher",
+        "_keys",
+        "_length",
+        "_list",
+        "block",
+        "index",
+        "lot",
+        "new_bytes",
+        "windows",
+    )
 
     def __init__(self, lot: Lot, index: int, keys: WriterKeys, emit: Callable[[bytes, Node], None]) -> None:
         self.lot = lot
         self.index = index
         self.windows = 0
         self.new_bytes = 0
+        self.block = _block_of(lot.job.files[index])
+        """Bytes of its blocks if it is a disk image, else 0."""
         self._keys = keys
         self._emit = emit
         self._length = 0
@@ -83,6 +99,13 @@ class File:
         assert self._hasher is not None and self._list is not None  # a copy that is accepted was shown to its end
         level, ids = self._list.finish()
         return Content(self._length, self._hasher.digest(), None, level, ids)
+
+
+def _block_of(asked: Asked) -> int:
+    try:
+        return block_size(os.lstat(asked.path).st_size) if is_image(asked.path) else 0
+    except OSError:  # the reader will say so
+        return 0
 
 
 class Piece(NamedTuple):

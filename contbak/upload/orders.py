@@ -51,6 +51,7 @@ class Reader(Protocol):
         on_restart: Callable[[], None],
         *,
         allow_torn: bool = False,
+        align: int = 1,
     ) -> ReadResult: ...
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from contbak.core.chunker import Chunker, ChunkSizes
+from contbak.core.chunker import Blocks, Chunker, ChunkSizes
 from contbak.core.entry import INLINE_MAX
 from contbak.core.errors import ContbakError, FormatError, SourceError
 from contbak.core.frame import CHUNKS_MAX, DATA, NODE, Chunk
@@ -115,6 +115,7 @@ class Worker:
                 self._consume,
                 self._restart,
                 allow_torn=job.allow_torn,
+                align=file.block or 1,
             )
             self._batch.results.append(Finished(file, result, file.content()))
         except SourceError as error:
@@ -137,7 +138,7 @@ class Worker:
             return self._consume_whole(file, view)
         if not final:
             self._enter_large(file)
-        lengths = self._chunker.cuts(view, final)
+        lengths = (Blocks(file.block) if file.block else self._chunker).cuts(view, final)
         taken, ids = sum(lengths), []
         for piece in _parts(view, lengths):
             id = self._keys.data_id(piece)

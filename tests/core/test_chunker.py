@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contbak.core import chunker
-from contbak.core.chunker import Chunker, ChunkSizes, check_engine
+from contbak.core.chunker import Blocks, Chunker, ChunkSizes, block_size, check_engine, is_image
 from contbak.core.errors import ContbakError
 
 SMALL = ChunkSizes(64, 256, 1024)
@@ -154,3 +154,20 @@ def test_a_missing_extension_prints_nothing():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@given(st.integers(1, 64), st.lists(st.binary(max_size=200)), st.integers(1, 200))
+def test_blocks_are_aligned_however_the_windows_fall(size, parts, most):
+    data, blocks, lengths, at = b"".join(parts), Blocks(size), [], 0
+    while at < len(data):
+        end = min(len(data), at + max(most, size))
+        taken = blocks.cuts(memoryview(data)[at:end], end == len(data))
+        lengths += taken
+        at += sum(taken)
+    assert lengths == [size] * (len(data) // size) + [len(data) % size] * bool(len(data) % size)
+
+
+def test_what_is_an_image_and_its_blocks():
+    assert is_image(b"/vm/Disk.QCOW2") and is_image(b"a.img") and not is_image(b"img") and not is_image(b"a.img.txt")
+    assert [block_size(n) for n in (0, (1 << 20) - 1, 1 << 20, 64 << 30)] == [0, 0, 16384, 16384]
+    assert [block_size(n) for n in ((64 << 30) + 1, 1 << 40, (1 << 40) + 1)] == [65536, 65536, 262144]

@@ -165,6 +165,35 @@ def test_a_byte_in_front_of_a_large_file_costs_little(tmp_path, seed):
     run(backup, 2, go)
 
 
+def test_a_disk_image_costs_the_blocks_that_changed(tmp_path, seed):
+    """Also where a write filled a hole, which moves all that follows in the stream of data."""
+    chance = random.Random(seed)
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+        for at in range(0, 64 << 20, 4 << 20):
+            file.seek(at + 8192)
+            file.write(chance.randbytes(1 << 20))
+    backup = Backup(tmp_path)
+
+    async def go():
+        (first,) = await backup.read([path])
+        assert all(at % 16384 == 0 and length % 16384 == 0 for at, length in first.entry.extents)
+        with path.open("r+b") as file:
+            for at in (12_288, 2 << 20, (36 << 20) + 4096):  # in data, in a hole, in a hole beside data
+                file.seek(at)
+                file.write(chance.randbytes(4096))
+        (second,) = await backup.read([path])
+        assert 0 < second.new_bytes <= 3 * 16384
+        data, chunks, whole = path.read_bytes(), backup.chunks(), bytearray(64 << 20)
+        rest = content(second, chunks)
+        for at, length in second.entry.extents:
+            whole[at : at + length], rest = rest[:length], rest[length:]
+        assert bytes(whole) == data
+
+    run(backup, 1, go)
+
+
 def test_one_bad_file_stops_no_other(tmp_path, seed):
     paths = write(tmp_path / "s", {"a": b"1" * 1000, "c": b"2" * 1000})
     backup = Backup(tmp_path)
