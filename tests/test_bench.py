@@ -14,6 +14,7 @@ from tests.bench.rounds import Record, compare
 from tests.bench.table import Figures, bytes_table, main_table
 from tests.bench.tool import AGAIN, CHANGED, FIRST, STEPS
 
+ROOT = Path(__file__).resolve().parents[1]
 SPIN = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
 
 
@@ -158,3 +159,21 @@ def test_a_run_can_be_read_again(tmp_path, capsys):
     bench.save(tmp_path / "out.json", facts, records)
     assert bench.main(["report", "--json", str(tmp_path / "out.json")]) == 0
     assert "4.00 borg" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words", "figure"), [
+    ("fleet", "--devices 4 --vaults 2 --every 1 --seconds 2", "commit_p99_ms"),
+    ("idle", "--directories 20 --seconds 1", "cpu_percent"),
+    ("relay_bulk", "--mb 4 --chunks 400 --clients 2", "relay_cpu_s_per_GB"),
+    ("scale", "--files 1000 --mb 0", "peak_mib"),
+])  # fmt: skip
+def test_a_tiny_run_of_the_others(tmp_path, name, words, figure):
+    out = tmp_path / "out.json"
+    places = ["--work", str(tmp_path), "--json", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.bench.{name}", *words.split(), *places], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(figure in figures for figures in json.loads(out.read_text()).values())
+    assert list(tmp_path.iterdir()) == [out]

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import multiprocessing
 import random
 import ssl
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from contbak.core import messages
 from tests.bench.contbak_tool import Relay
@@ -122,19 +119,3 @@ def ingest(relay: Relay, pid: int, clients: int, load: Load) -> Ingest:
     return Ingest(
         sum(one[0] for one in sent), sum(one[1] for one in sent), wall, idle_cpu([pid]) - before, peak.mib
     )  # fmt: skip
-
-
-def note_into(found: dict[str, dict[str, float]]) -> Callable[[str, dict[str, float]], None]:
-    """A function that prints one line of figures and keeps it in `found`."""
-
-    def note(name: str, figures: dict[str, float]) -> None:
-        found[name] = figures
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
-
-    return note
-
-
-def write_json(path: Path | None, found: object) -> None:
-    """The raw figures, where they are wanted."""
-    if path is not None:
-        path.write_text(json.dumps(found, indent=1))

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from contbak.core import invite
 from relay.registry import Registry
-from tests.bench.clients import note_into, write_json
 from tests.bench.contbak_tool import Relay
 from tests.bench.measure import Peak, anonymous_mib, cpu_of
+from tests.bench.notes import Figures, note_into, write_json
 from tests.relay.peer import Device, Peer
 
 Joined = tuple[Device, str]
@@ -131,7 +131,7 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
     top = Path(tempfile.mkdtemp(prefix="contbak-fleet-", dir=asked.work))
-    found: dict[str, dict[str, float]] = {}
+    found: Figures = {}
     relay = Relay(top / "relay")
     try:
         relay.start()

@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.bench.clients import note_into, write_json
 from tests.bench.contbak_tool import Contbak
 from tests.bench.measure import descendants
+from tests.bench.notes import Figures, note_into, write_json
 from tests.bench.tool import Place
 
 
@@ -54,7 +54,7 @@ def cpu_s(pids: list[int]) -> float:
     return total / 1e9
 
 
-def at_rest(roots: dict[str, int], seconds: float) -> dict[str, dict[str, float]]:
+def at_rest(roots: dict[str, int], seconds: float) -> Figures:
     """What process trees use while nothing happens."""
     pids = {name: list(descendants([root])) for name, root in roots.items()}
     switches = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
@@ -81,7 +81,7 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
     top = Path(tempfile.mkdtemp(prefix="contbak-idle-", dir=asked.work))
-    found: dict[str, dict[str, float]] = {}
+    found: Figures = {}
     note = note_into(found)
     tool = Contbak()
     try:

@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from tests.bench.notes import Figures as Growth
 from tests.bench.table import BOUNDS, OURS, SAME, Figures
 from tests.bench.tool import STEPS
 
@@ -40,7 +41,7 @@ def _bars(panel: Axes, figures: Figures, name: str, step: str) -> None:
     panel.tick_params(axis="y", labelsize=7)
 
 
-def draw_growth(found: dict[str, dict[str, float]], path: Path) -> None:
+def draw_growth(found: Growth, path: Path) -> None:
     """CPU seconds and peak memory over the size, both axes logarithmic; keys are "unit size step"."""
     grid, axes = plt.subplots(2, 2, figsize=(9, 7), squeeze=False)
     for row, unit in zip(axes, ("files", "MB"), strict=True):

@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 from contbak.core.crypto import digest
-from tests.bench.clients import Ingest, Load, ingest, note_into, write_json
+from tests.bench.clients import Ingest, Load, ingest
 from tests.bench.contbak_tool import RELAY, Relay
 from tests.bench.measure import Command, bytes_below, run
+from tests.bench.notes import Figures, note_into, write_json
 
 _FILE = 32 << 20
 
@@ -71,7 +72,7 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
     top = Path(tempfile.mkdtemp(prefix="contbak-bulk-", dir=asked.work))
-    found: dict[str, dict[str, float]] = {}
+    found: Figures = {}
     note = note_into(found)
     try:
         note("bound", bound(top, asked.mb * 1_000_000))

@@ -14,14 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.clients import note_into, write_json
 from tests.bench.contbak_tool import Contbak
 from tests.bench.material import NOISE, TEXT, Mixture
 from tests.bench.measure import Usage, warm
+from tests.bench.notes import Figures, note_into, write_json
 from tests.bench.tool import Place
 
 _PIECE = 1_000_000
-Figures = dict[str, dict[str, float]]
 
 
 def tens(first: int, last: int) -> Iterator[int]:
