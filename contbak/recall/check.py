@@ -73,8 +73,8 @@ def check(history: History, read_data: float = 0.0, seed: int = 0, progress: Pro
         report.add(problem)
     tick = progress or (lambda _: None)
     _Trees(history, report, tick).run()
-    _check_packs(history.chunks, report, tick, read_data)
-    for problem in history.chunks.place.problems:
+    _check_packs(history, report, tick, read_data)
+    for problem in history.place.problems:
         report.add(problem)
     return report
 
@@ -187,8 +187,9 @@ def _as_told(want: _Want, found: Leaf | Inner) -> bool:
     return found.level == want.level and found.items[0][0] == child.key and found.rows == child.rows
 
 
-def _check_packs(chunks: Chunks, report: CheckReport, tick: Progress, share: float) -> None:
-    packs = list(chunks.place.packs())
+def _check_packs(history: History, report: CheckReport, tick: Progress, share: float) -> None:
+    chunks = history.chunks
+    packs = list(history.place.packs())
     report.packs, report.pack_bytes = len(packs), sum(info.length for info in packs)
     count = min(len(packs), -int(-share * len(packs) // 1)) if share > 0 else 0
     whole = {info.pack for info in random.Random(report.seed).sample(packs, count)}

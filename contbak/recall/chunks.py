@@ -9,7 +9,7 @@ Memory: the cache of frames, and one window of frames (8 MB, or one frame) that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from contbak.core.frame import Chunk
 from contbak.core.messages import Place as Spot
 from contbak.core.node import Node
 from contbak.recall.frames import CACHE, FrameKey, Frames, Opened, joined, key_of
-from contbak.recall.place import Place
+from contbak.recall.place import Source
 
 WINDOW = 8 << 20
 """Bytes of frames that are read ahead."""
@@ -50,7 +50,7 @@ class _Window(NamedTuple):
 class Chunks:
     """The chunks of one vault at one place.  May be used from several threads."""
 
-    def __init__(self, place: Place, opener: Opener, cache: int = CACHE, threads: int = 4) -> None:
+    def __init__(self, place: Source, opener: Opener, cache: int = CACHE, threads: int = 4) -> None:
         self.place = place
         self.opener = opener
         self._frames = Frames(place, opener, cache)
@@ -74,6 +74,27 @@ class Chunks:
             if piece.data is None:
                 raise piece.error or NotFound(f"chunk {piece.id.hex()} is lost")
             yield piece.data
+
+    def gather(self, ids: Iterable[bytes], spots: Mapping[bytes, tuple[Spot, ...]]) -> dict[bytes, bytes]:
+        """The plaintexts of those of `ids` whose first copy, by `spots`, is sound: for what is small in all.
+
+        Whoever misses one asks `fetch`, which tries the others.  Nothing runs beside it.  Raises Unreachable.
+        """
+        out: dict[bytes, bytes] = {}
+        wanted: dict[FrameKey, Spot] = {}
+        open_: set[bytes] = set()
+        for id_ in ids:
+            chunk = self._frames.cached(id_)
+            if chunk is not None:
+                out[id_] = bytes(chunk.payload)
+            elif places := spots.get(id_):
+                wanted[key_of(places[0])] = places[0]
+                open_.add(id_)
+        for group in joined(wanted.values()):
+            for found in self._frames.load(group).values():
+                if isinstance(found, dict):
+                    out.update((id_, bytes(found[id_].payload)) for id_ in open_.intersection(found))
+        return out
 
     def fetch(self, ids: Iterable[bytes]) -> Iterator[Piece]:
         """Each chunk in order, lost ones with the reason; reads ahead.  Raises Unreachable.

@@ -27,6 +27,7 @@ from contbak.core.errors import FormatError, NotFound, StoreError, UsageError, W
 from contbak.core.messages import RELAY, Listed, PackInfo, VaultInfo
 from contbak.core.messages import Place as Spot
 from contbak.core.names import ID_LEN, VAULT_ID_LEN, VaultId, from_hex
+from contbak.recall.place import Read
 from contbak.store.kv import Kv, Writer
 from contbak.store.posix import PosixStore
 
@@ -113,6 +114,9 @@ class DirectoryPlace:
 
     def read(self, pack: bytes, offset: int, length: int) -> bytes:
         return self._store.get_range(_pack_name(pack), offset, length)
+
+    def reader(self) -> Read:
+        return self.read  # every call opens its file
 
     def packs(self) -> Iterator[PackInfo]:
         self._list_packs()

@@ -39,17 +39,19 @@ def fill(path: bytes, fd: int, entry: Entry, pieces: Iterable[bytes | memoryview
         length += len(piece)
         if length > content.length:
             raise FormatError(f"{path!r} has more data than its entry says")
-        left = memoryview(piece)
+        left: bytes | memoryview = piece
         while left:
             if offset == end:
                 offset, span = next(spans)
                 end = offset + span
-            written = os.pwrite(fd, left[: end - offset], offset)
+            fits = len(left) <= end - offset
+            written = os.pwrite(fd, left if fits else memoryview(left)[: end - offset], offset)
             offset += written
-            left = left[written:]
+            left = memoryview(left)[written:] if written < len(left) else b""
     if length != content.length or hasher.digest() != content.hash:
         raise FormatError(f"the data of {path!r} is not what its entry says")
-    os.ftruncate(fd, size)
+    if entry.extents is not None or offset != size:  # what ends with data is as long as it should be
+        os.ftruncate(fd, size)
     return size
 
 

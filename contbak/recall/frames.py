@@ -18,7 +18,7 @@ from contbak.core.crypto import Opener
 from contbak.core.errors import ContbakError, FormatError, NotFound, StoreError
 from contbak.core.frame import Chunk
 from contbak.core.messages import Place as Spot
-from contbak.recall.place import Place
+from contbak.recall.place import Source
 
 CACHE = 64 << 20
 """Bytes of opened frames that are kept."""
@@ -62,7 +62,7 @@ def opened(raw: memoryview | bytes, opener: Opener) -> Opened:
 class Frames:
     """The frames of one vault at one place.  May be used from several threads."""
 
-    def __init__(self, place: Place, opener: Opener, room: int = CACHE) -> None:
+    def __init__(self, place: Source, opener: Opener, room: int = CACHE) -> None:
         self._place = place
         self._opener = opener
         self._room = room

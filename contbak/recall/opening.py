@@ -55,7 +55,7 @@ def open_vault(place: Place, keys: OwnerKeys, cache: int = CACHE) -> Vault:
     """
     chunks = Chunks(place, Opener(keys), cache)
     try:
-        return Vault(place, chunks, History(chunks))
+        return Vault(place, chunks, History(place, chunks))
     except BaseException:
         chunks.close()
         place.close()

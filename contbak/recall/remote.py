@@ -46,6 +46,7 @@ from contbak.core.messages import (
 from contbak.core.messages import Place as Spot
 from contbak.core.names import ID_LEN, VaultId
 from contbak.core.problem import problem_of
+from contbak.recall.place import Read
 
 T = TypeVar("T")
 
@@ -119,6 +120,11 @@ class RelayPlace:
         if len(raw) != length:
             raise FormatError(f"pack {pack.hex()} gave {len(raw)} bytes for {length}")
         return raw
+
+    def reader(self) -> Read:
+        other = RelayPlace(self._wire.address, self._vault, self._seed)
+        other._token = self._token
+        return other.read
 
     def packs(self) -> Iterator[PackInfo]:
         after = b""

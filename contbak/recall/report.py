@@ -62,3 +62,13 @@ class Report:
         items = getattr(self, name)
         if len(items) < LISTED_MAX:
             items.append(item)
+
+    def merge(self, other: Report) -> None:
+        """Adds what `other` tells."""
+        for name in ("restored", "directories", "others", "same", "written"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.stopped = self.stopped or other.stopped
+        for name, count in other.counts.items():
+            items = getattr(self, name)
+            items += getattr(other, name)[: max(0, LISTED_MAX - len(items))]
+            self.counts[name] += count

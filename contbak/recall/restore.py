@@ -5,37 +5,29 @@ What exists is kept unless told otherwise.  What is damaged stops nothing: a fil
 holes in their place, if its name is free, and is listed with the ranges; a part of the tree that cannot be read
 is listed.  Nothing is ever silently wrong.
 
-Reading is ahead of writing: while one batch of files is written the chunks of the next are fetched.
+This process walks the tree and makes what is no file; recall/files.py has the files written.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from contbak.core.crypto import Hasher
-from contbak.core.entry import DIRECTORY, FILE, SYMLINK, Content, Entry
+from contbak.core.entry import DIRECTORY, FILE, SYMLINK, Entry
 from contbak.core.errors import ContbakError, FormatError, NotFound, Partial
 from contbak.core.tree import KeyRange
 from contbak.core.view import BARE_TOP, View
 from contbak.recall import content
-from contbak.recall.chunks import Chunks, Piece
-from contbak.recall.content import ChunkLost
-from contbak.recall.report import Damage, Problem, Report
+from contbak.recall.chunks import Chunks
+from contbak.recall.files import Files
+from contbak.recall.report import Problem, Report
+from contbak.recall.share import Account, File, tally
 from contbak.recall.snapshots import Located
-from contbak.recall.writer import NotWritten, Outcome, Overwrite, TreeWriter
+from contbak.recall.writer import NotWritten, Overwrite, TreeWriter
 
-BATCH_FILES = 512
-BATCH_BYTES = 8 << 20
-"""A batch of files that are fetched together ends at so many files, or bytes."""
-LINKS_KEPT = 200_000
-"""Hard-link groups whose first name is remembered."""
 _ZEROS = bytes(1 << 20)
 
 
@@ -96,10 +88,10 @@ def restore(
     run = _Restore(chunks, target, overwrite, progress)
     with run.writer:
         try:
-            for one in what:
-                run.one(one)
-        except _Stop as stop:
-            run.report.stopped = str(stop)
+            with run.files:
+                for one in what:
+                    run.one(one)
+                run.files.end()
         finally:
             run.finish()
     return run.report
@@ -135,42 +127,29 @@ def dump(chunks: Chunks, view: View, path: bytes, out: BinaryIO) -> int:
     return max(at, entry.size)
 
 
-class _Stop(Exception):
-    """Nothing more can be written."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """One entry and the path in the target.  `pieces`: its chunks, if they were asked for ahead."""
-
-    path: bytes
-    entry: Entry
-    pieces: Iterator[Piece] | None = None
-
-
 class _Restore:
-    """One run."""
+    """One run: the walk through the trees, and all that is no file."""
 
     def __init__(self, chunks: Chunks, target: bytes, overwrite: Overwrite, progress: Progress | None) -> None:
         self.report = Report()
         self.writer = TreeWriter(target, overwrite, Hasher, self._note)
+        self.files = Files(chunks, self.writer, self._told)
         self._chunks = chunks
         self._target = target
-        self._overwrite = overwrite
         self._progress = progress
-        self._links: OrderedDict[bytes, tuple[bytes, Entry]] = OrderedDict()
         self._lost_nodes: set[tuple[bytes, bytes]] = set()
         self._walking = b""
         self._merging = False
 
     def one(self, wanted: Wanted) -> None:
         """Restores one thing and all that is in it."""
-        now: list[_Job] = []
-        for batch in _batches(self._jobs(wanted)):
-            self._ask(batch)
-            self._batch(now)
-            now = batch
-        self._batch(now)
+        for path, entry in self._entries(wanted):
+            if self.files.stopped:
+                return
+            if entry.kind == FILE:
+                self.files.add(File(path, entry))
+            else:
+                self._make(path, entry)
 
     def finish(self) -> None:
         """Gives the directories their attributes."""
@@ -181,9 +160,7 @@ class _Restore:
         except FormatError as error:
             self._fail(self._target, str(error))
 
-    # -- reading ahead ------------------------------------------------------------------------------------------
-
-    def _jobs(self, wanted: Wanted) -> Iterator[_Job]:
+    def _entries(self, wanted: Wanted) -> Iterator[tuple[bytes, Entry]]:
         """The thing itself and what is beneath, directories first."""
         self._walking = wanted.name
         view = View(wanted.roots, self._chunks.node, self._lost)
@@ -191,11 +168,11 @@ class _Restore:
         if entry is None:
             return
         if wanted.name:
-            yield _Job(wanted.name, entry)
+            yield wanted.name, entry
         if entry.kind == DIRECTORY:
             for path, below in view.walk(entry.dir, wanted.name):
                 self._walking = path
-                yield _Job(path, below)
+                yield path, below
 
     def _top(self, view: View, wanted: Wanted) -> Entry | None:
         """The entry of what is wanted; None, and a failure, if there is none."""
@@ -212,26 +189,31 @@ class _Restore:
             return None
         return found[0]
 
-    def _ask(self, batch: Sequence[_Job]) -> None:
-        """Asks for the chunks of a batch, but for files that seem to be there already."""
-        jobs = [job for job in batch if job.entry.content is not None and self._seems_needed(job)]
-        if len(jobs) == 1 and jobs[0].entry.content is not None and jobs[0].entry.content.level:
-            with suppress(ChunkLost):  # it will be met again when the file is written
-                jobs[0].pieces = self._chunks.fetch(content.ids(self._chunks, jobs[0].entry.content))
-            return
-        counts = [(job, len(job.entry.content.chunks)) for job in jobs if job.entry.content is not None]
-        shared = self._chunks.fetch(id_ for job, _ in counts for id_ in _chunks_of(job.entry))
-        for job, count in counts:
-            job.pieces = islice(shared, count)
-
-    def _seems_needed(self, job: _Job) -> bool:
-        if self._overwrite == "always":
-            return True
+    def _make(self, path: bytes, entry: Entry) -> None:
+        """Makes what is no file."""
         try:
-            st = os.lstat(os.path.join(self._target, job.path))
-        except OSError:
-            return True
-        return self._overwrite == "if-changed" and (st.st_size, st.st_mtime_ns) != (job.entry.size, job.entry.mtime)
+            if entry.kind == DIRECTORY:
+                outcome = self.writer.directory(path, entry)
+            elif entry.kind == SYMLINK:
+                outcome = self.writer.symlink(path, entry)
+            else:
+                outcome = self.writer.special(path, entry)
+            tally(self.report, path, entry.kind, outcome)
+        except NotWritten as error:
+            self._fail(path, error.reason)
+            if error.hopeless:
+                self.report.stopped = error.reason
+                self.files.stopped = True
+        except FormatError as error:
+            self._fail(path, str(error))
+
+    # -- reporting ----------------------------------------------------------------------------------------------
+
+    def _told(self, account: Account) -> None:
+        """Takes the account of a share."""
+        self.report.merge(account.report)
+        if self._progress is not None:
+            self._progress(self.report)
 
     def _lost(self, id_: bytes, keys: KeyRange, error: ContbakError) -> None:
         """Part of a tree cannot be read."""
@@ -243,142 +225,11 @@ class _Restore:
         what = "recent changes are lost, so some of it may be older" if self._merging else "part of the tree is lost"
         self._fail(near, f"{what}: names from {first!r} to {last!r} here: {error}")
 
-    # -- writing ------------------------------------------------------------------------------------------------
-
-    def _batch(self, jobs: Iterable[_Job]) -> None:
-        for job in jobs:
-            try:
-                self._count(job, self._put(job))
-            except NotWritten as error:
-                self._fail(job.path, error.reason)
-                if error.hopeless:
-                    raise _Stop(error.reason) from None
-            except (FormatError, NotFound) as error:
-                self._fail(job.path, str(error))
-            finally:
-                if job.pieces is not None:
-                    deque(job.pieces, 0)  # the next job's chunks come after those that were not wanted
-            if self._progress is not None:
-                self._progress(self.report)
-
-    def _put(self, job: _Job) -> Outcome:
-        if job.entry.kind == DIRECTORY:
-            return self.writer.directory(job.path, job.entry)
-        if job.entry.kind == SYMLINK:
-            return self.writer.symlink(job.path, job.entry)
-        if job.entry.kind != FILE:
-            return self.writer.special(job.path, job.entry)
-        if job.entry.link:
-            return self._linked(job)
-        return self._file(job)
-
-    def _linked(self, job: _Job) -> Outcome:
-        """A file with several names: the first is written, the others are linked to it if they are the same."""
-        known = self._links.get(job.entry.link)
-        if known is not None and _same_file(known[1], job.entry):
-            outcome = self.writer.link(job.path, known[0], job.entry)
-            if outcome is not Outcome.NEEDS_DATA:
-                return outcome
-        outcome = self._file(job)
-        if outcome in (Outcome.WRITTEN, Outcome.SAME):
-            self._links[job.entry.link] = (job.path, job.entry)
-            if len(self._links) > LINKS_KEPT:
-                self._links.popitem(last=False)
-        return outcome
-
-    def _file(self, job: _Job) -> Outcome:
-        entry = job.entry
-        if entry.content is None:
-            raise FormatError("a file without content")
-        written = _Counted(self._data(job, entry.content))
-        try:
-            outcome = self.writer.file(job.path, entry, written)
-        except ChunkLost as error:
-            return self._damaged(job, error)
-        self.report.written += written.bytes
-        return outcome
-
-    def _data(self, job: _Job, what: Content) -> Iterator[bytes]:
-        if job.pieces is None:
-            return content.whole(self._chunks, what)
-        return content.data(what, job.pieces)
-
-    def _damaged(self, job: _Job, why: ChunkLost) -> Outcome:
-        """Writes what is left of a file, with holes, if nothing stands in its place."""
-        left = content.remains(self._chunks, job.entry, time.time_ns())
-        if left.entry.content is None or not left.entry.content.length:
-            raise FormatError(f"all of its data is lost: {why}")
-        with TreeWriter(self._target, "never", Hasher, self._note) as writer:
-            outcome = writer.file(job.path, left.entry, left.data)
-        if outcome is not Outcome.WRITTEN:
-            raise FormatError(f"it is damaged ({why}), and what is there was kept")
-        self.report.written += left.entry.content.length
-        self.report.add("damaged", Damage(job.path, tuple(left.lost)))
-        return Outcome.SKIPPED
-
-    # -- reporting ----------------------------------------------------------------------------------------------
-
-    def _count(self, job: _Job, outcome: Outcome) -> None:
-        report = self.report
-        if outcome is Outcome.KEPT:
-            report.add("kept", job.path)
-        elif outcome is Outcome.SAME and job.entry.kind != DIRECTORY:
-            report.same += 1
-        elif outcome is Outcome.WRITTEN and job.entry.kind == DIRECTORY:
-            report.directories += 1
-        elif outcome is Outcome.WRITTEN and job.entry.kind == FILE:
-            report.restored += 1
-        elif outcome is Outcome.WRITTEN:
-            report.others += 1
-
     def _note(self, path: bytes, text: str) -> None:
         self.report.add("notes", Problem(path, text))
 
     def _fail(self, path: bytes, reason: str) -> None:
         self.report.add("failed", Problem(path, reason))
-
-
-class _Counted:
-    """Pieces on their way to a file, counted."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.bytes = 0
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        for piece in self._pieces:
-            self.bytes += len(piece)
-            yield piece
-
-
-def _batches(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
-    """Jobs in order, together up to BATCH_FILES and BATCH_BYTES; a file with list nodes stands alone."""
-    batch: list[_Job] = []
-    size = 0
-    for job in jobs:
-        length = job.entry.content.length if job.entry.content is not None else 0
-        alone = job.entry.content is not None and job.entry.content.level > 0
-        if batch and (alone or len(batch) == BATCH_FILES or size + length > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(job)
-        size += length
-        if alone:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _chunks_of(entry: Entry) -> tuple[bytes, ...]:
-    return entry.content.chunks if entry.content is not None else ()
-
-
-def _same_file(one: Entry, other: Entry) -> bool:
-    """Whether two names of one link group may be one file again: same content and same attributes."""
-    return one.content == other.content and (one.mode, one.uid, one.gid, one.mtime, one.size, one.xattrs) == (
-        other.mode, other.uid, other.gid, other.mtime, other.size, other.xattrs
-    )  # fmt: skip
 
 
 def _zeros(out: BinaryIO, count: int) -> None:

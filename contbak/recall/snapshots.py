@@ -26,6 +26,7 @@ from contbak.core.tree import Lost
 from contbak.core.view import View
 from contbak.recall.chains import Link, in_order, problems_of
 from contbak.recall.chunks import Chunks
+from contbak.recall.place import Place
 
 _MS = 1_000_000
 _LIST = 8
@@ -85,7 +86,7 @@ class Located(NamedTuple):
 
 
 class History:
-    """All snapshots of the vault that `chunks` reads, oldest first.  Reads all records when it is made.
+    """All snapshots of the vault at `place`, which `chunks` reads, oldest first.  Reads all records when it is made.
 
     snapshots   oldest first
     problems    what is wrong with the history, one sentence each
@@ -93,10 +94,11 @@ class History:
     Raises Unreachable, and WrongKey if the place keeps another vault than the keys open.
     """
 
-    def __init__(self, chunks: Chunks) -> None:
+    def __init__(self, place: Place, chunks: Chunks) -> None:
+        self.place = place
         self.chunks = chunks
         self.problems: list[str] = []
-        place, vault = chunks.place, chunks.opener.writer.vault
+        vault = chunks.opener.writer.vault
         info = place.vault()
         if info.vault != vault:
             raise WrongKey(f"{place.label} holds another vault than this key opens")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 from contbak.core.errors import FormatError
 
 _OPEN_MAX = 32
+_IMPOSSIBLE = re.compile(rb"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
+"""A name that is empty, `.` or `..`, or has a null."""
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -29,6 +30,8 @@ class Target:
     def __init__(self, top: bytes) -> None:
         os.makedirs(top, exist_ok=True)
         self._top = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the user may name it by a symlink
+        self._mark = os.urandom(6).hex().encode()
+        self._number = 0
         self.made: set[bytes] = set()
         """Directories that had to be made on the way to something."""
         self._open: OrderedDict[bytes, int] = OrderedDict()
@@ -39,8 +42,7 @@ class Target:
         The descriptor stays valid until the next but one call.  Raises InTheWay, OSError, and FormatError for
         a path that no backup can hold (empty, absolute, with `.` or `..`).
         """
-        names = path.split(b"/")
-        if any(name in (b"", b".", b"..") or b"\0" in name for name in names):
+        if _IMPOSSIBLE.search(path):
             raise FormatError(f"{path!r} cannot be the path of a restored file")
         folder, _, name = path.rpartition(b"/")
         return self.directory(folder), name
@@ -61,6 +63,11 @@ class Target:
         while len(self._open) > _OPEN_MAX:
             os.close(self._open.popitem(last=False)[1])
         return fd
+
+    def fresh(self) -> bytes:
+        """A name for a new file, in any directory, that nobody else uses."""
+        self._number += 1
+        return b".contbak-%s-%d.part" % (self._mark, self._number)
 
     def forget(self, path: bytes) -> None:
         """Close the directory `path` (b"": all but the target) and all below: it is about to be removed."""
@@ -98,14 +105,3 @@ class Target:
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EEXIST):
                 raise InTheWay from None
             raise
-
-
-@contextmanager
-def temporary(folder: int) -> Iterator[bytes]:
-    """A name for a new file in the directory `folder`; whatever bears it in the end is removed."""
-    name = b".contbak-%s.part" % os.urandom(6).hex().encode()
-    try:
-        yield name
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)

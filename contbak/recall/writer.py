@@ -16,8 +16,8 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Literal
 
 from contbak.core.codec import decode, encode
@@ -25,7 +25,7 @@ from contbak.core.entry import BLOCK, CHARACTER, FIFO, FILE, SOCKET, Entry
 from contbak.core.errors import FormatError, Partial
 from contbak.recall.attributes_out import put_attributes, put_attributes_unopened
 from contbak.recall.fill import Hasher, fill
-from contbak.recall.target import InTheWay, Target, temporary
+from contbak.recall.target import InTheWay, Target
 
 Overwrite = Literal["never", "if-changed", "always"]
 _SPECIAL = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK}
@@ -77,12 +77,13 @@ class TreeWriter:
         note: Callable[[bytes, str], None],
         numeric: bool = False,
     ) -> None:
-        self._overwrite = overwrite
+        self.target = target
+        self.overwrite = overwrite
         self._hasher = hasher
         self._note = note
         self._numeric = numeric
         self._directories: dict[bytes, bytes] = {}
-        with _reported(target):
+        with _Reported(target):
             self._target = Target(target)
 
     def __enter__(self) -> TreeWriter:
@@ -94,6 +95,21 @@ class TreeWriter:
     def close(self) -> None:
         """Let go of the target; `finish` is not implied."""
         self._target.close()
+
+    def reach(self, path: bytes) -> None:
+        """Makes the directories above `path`, if that is possible; whoever writes there will tell if it is not."""
+        with suppress(InTheWay, OSError, FormatError):
+            self._target.place(path)
+
+    def lacks(self, path: bytes, entry: Entry) -> bool:
+        """Whether it seems that `file` will need the data; a guess that changes nothing but the order of reading."""
+        if self.overwrite == "always" or path.rpartition(b"/")[0] in self._target.made:
+            return True
+        try:
+            st = os.lstat(os.path.join(self.target, path))
+        except OSError:
+            return True
+        return self.overwrite == "if-changed" and not _unchanged(st, entry)
 
     def file(self, path: bytes, entry: Entry, pieces: Iterable[bytes | memoryview]) -> Outcome:
         """Writes a file from its data in order.
@@ -117,7 +133,7 @@ class TreeWriter:
 
         NEEDS_DATA if `existing` is not that file (it was kept, or has changed) or the system makes no such link.
         """
-        with _reported(path):
+        with _Reported(path):
             try:
                 from_folder, from_name = self._target.place(existing)
                 st = os.lstat(from_name, dir_fd=from_folder)
@@ -162,23 +178,24 @@ class TreeWriter:
 
         One that exists is filled as it is, and keeps its attributes if `overwrite` is "never".
         """
-        with _reported(path):
+        with _Reported(path):
             try:
                 folder, name = self._target.place(path)
                 st = _lstat(folder, name)
                 if st is not None and not stat.S_ISDIR(st.st_mode):
-                    if self._overwrite == "never":
+                    if self.overwrite == "never":
                         return Outcome.KEPT
                     os.unlink(name, dir_fd=folder)
                     st = None
                 if st is None:
                     os.mkdir(name, 0o700, dir_fd=folder)
+                    self._target.made.add(path)
                 ours = st is None or path in self._directories or path in self._target.made
                 if ours:  # whatever mode a default ACL gave it
                     os.fchmod(self._target.directory(path), 0o700)
             except InTheWay:
                 return self._blocked(path)
-        if not ours and self._overwrite == "never":
+        if not ours and self.overwrite == "never":
             return Outcome.SAME
         self._directories[path] = encode(entry)
         return Outcome.WRITTEN
@@ -188,7 +205,7 @@ class TreeWriter:
         deepest_first = sorted(self._directories, key=lambda path: path.replace(b"/", b"\0"), reverse=True)
         for path in deepest_first:
             entry = decode(self._directories.pop(path), Entry, "a directory's entry")
-            with _reported(path):
+            with _Reported(path):
                 try:
                     put_attributes(self._target.directory(path), entry, self._numeric, self._noter(path))
                 except InTheWay:
@@ -196,26 +213,32 @@ class TreeWriter:
 
     def _put(self, path: bytes, entry: Entry, make: Callable[[int, bytes], None]) -> Outcome:
         """Lets `make` create something under a temporary name and gives it the name of `path`, if it may."""
-        with _reported(path):
+        with _Reported(path):
             try:
                 folder, name = self._target.place(path)
             except InTheWay:
                 return self._blocked(path)
             st = _lstat(folder, name)
             if st is not None:
-                if self._overwrite == "never":
+                if self.overwrite == "never":
                     return Outcome.KEPT
-                if self._overwrite == "if-changed" and _unchanged(st, entry):
+                if self.overwrite == "if-changed" and _unchanged(st, entry):
                     return Outcome.SAME
                 if stat.S_ISDIR(st.st_mode) and not self._removed(path, folder, name):
                     return Outcome.KEPT
-            with temporary(folder) as fresh:
-                make(folder, fresh)
-                if self._overwrite != "never":
-                    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-                elif not _rename_to_free(folder, fresh, name):
-                    return Outcome.KEPT
-        return Outcome.WRITTEN
+            return self._put_fresh(folder, name, make)
+
+    def _put_fresh(self, folder: int, name: bytes, make: Callable[[int, bytes], None]) -> Outcome:
+        fresh = self._target.fresh()
+        try:
+            make(folder, fresh)
+            if self.overwrite == "never":
+                return Outcome.WRITTEN if _link_to_free(folder, fresh, name) else Outcome.KEPT
+            os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return Outcome.WRITTEN
+        finally:  # also after a rename, which does nothing if both are one file already
+            with suppress(FileNotFoundError):
+                os.unlink(fresh, dir_fd=folder)
 
     def _removed(self, path: bytes, folder: int, name: bytes) -> bool:
         """Removes the empty directory that is in the way of `path`; False, with a note, if it is not empty."""
@@ -228,6 +251,7 @@ class TreeWriter:
             self._note(path, "a directory with something in it is in the way and stays")
             return False
         self._directories.pop(path, None)
+        self._target.made.discard(path)
         return True
 
     def _blocked(self, path: bytes) -> Outcome:
@@ -242,16 +266,21 @@ class _NoLink(Exception):
     """The system does not make this hard link."""
 
 
-@contextmanager
-def _reported(path: bytes) -> Iterator[None]:
+class _Reported:
     """Turns what the system says no to into NotWritten, and values it cannot even be asked for into FormatError."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise NotWritten(path, reason, hopeless=error.errno in _FULL) from error
-    except (OverflowError, ValueError) as error:
-        raise FormatError(f"{path!r} has attributes that no file can have: {error}") from error
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            reason = (error.strerror or str(error)).lower()
+            raise NotWritten(self._path, reason, hopeless=error.errno in _FULL) from error
+        if isinstance(error, (OverflowError, ValueError)):
+            raise FormatError(f"{self._path!r} has attributes that no file can have: {error}") from error
 
 
 def _lstat(folder: int, name: bytes) -> os.stat_result | None:
@@ -274,8 +303,8 @@ def _link(from_folder: int, from_name: bytes, folder: int, name: bytes) -> None:
         raise
 
 
-def _rename_to_free(folder: int, fresh: bytes, name: bytes) -> bool:
-    """Renames unless `name` is taken by now: a second link is refused then, where a rename would replace."""
+def _link_to_free(folder: int, fresh: bytes, name: bytes) -> bool:
+    """Gives `fresh` the name, too, unless it is taken by now: a link is refused then, where a rename would replace."""
     try:
         os.link(fresh, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:

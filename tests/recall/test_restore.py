@@ -12,12 +12,27 @@ from contbak.core.errors import FormatError, NotFound, Partial
 from contbak.core.node import decode_node
 from contbak.core.timespec import Latest
 from contbak.recall import chunks as chunks_module
+from contbak.recall import files as files_module
 from contbak.recall.directory import DirectoryPlace
 from contbak.recall.opening import open_vault
 from contbak.recall.restore import Wanted, dump, restore, wanted
 from contbak.recall.snapshots import Located
 from tests.trees import list_tree, make_tree, same_tree
 from tests.vaults import VaultMaker
+
+
+@pytest.fixture(params=["here", "team"], autouse=True)
+def hands(request, monkeypatch):
+    """Everything holds in this process, and with several that write."""
+    if request.param == "team":
+        monkeypatch.setattr(files_module, "WINDOW_FILES", 5)
+        monkeypatch.setattr(files_module, "SHARE_FILES", 1)
+        monkeypatch.setattr(files_module, "TEAM_MAX", 2)
+    else:
+        monkeypatch.setattr(files_module, "possible", lambda: False)
+    yield request.param
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture
