@@ -34,7 +34,7 @@ DOORS = {
     "click": CLI,
     "cryptography": ["relay.identity"],
     "fastcdc": ["contbak.core.chunker"],
-    "lmdb": ["contbak.store.kv"],
+    "lmdb": ["contbak.store.kv", "contbak.store.kvrows"],
     "msgspec": ["contbak.core.codec", "contbak.app.config", "relay.config"],
     "nacl": ["contbak.core.crypto"],
     "platformdirs": ["contbak.app.config", "contbak.app.home", "relay.config", "relay.home"],

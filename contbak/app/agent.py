@@ -31,7 +31,7 @@ from contbak.app.keyfile import Keys
 from contbak.app.lost import paths_of
 from contbak.app.making import Maker
 from contbak.app.stored import Stored
-from contbak.app.tables import TABLES
+from contbak.app.tables import TABLES, TRUST_S
 from contbak.capture.journal import Change, Gap, Journal, Problem
 from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Scan
@@ -110,7 +110,7 @@ class Agent:
         self.carrier.start(await self.run(self.spool.packs))
 
     def _open_state(self) -> None:
-        self.kv = Kv.open(self.home.journal, TABLES, on_damage=lambda reason: self.alarm(
+        self.kv = Kv.open(self.home.journal, TABLES, trust_s=TRUST_S, on_damage=lambda reason: self.alarm(
             f"the agent's state was damaged and is made again by reading everything: {reason}"
         ))  # fmt: skip
         self.journal, self.ledger, self.known = Journal(self.kv), Ledger(self.kv), Known(self.kv)

@@ -14,7 +14,7 @@ from typing import Any
 from contbak.app.config import RelayFile, Source, load_relay, load_sources
 from contbak.app.home import Home, locked
 from contbak.app.names import shown
-from contbak.app.tables import TABLES
+from contbak.app.tables import TABLES, TRUST_S
 from contbak.capture.journal import Journal
 from contbak.store.kv import Kv
 from contbak.upload.chain import Ledger
@@ -27,7 +27,7 @@ def describe_stopped(home: Home) -> Message:
     """The same with no daemon; the state is opened for a moment.  Raises Refused if a process works on it."""
     relay = load_relay(home)
     with locked(home, patience_s=0.0):
-        kv = Kv.open(home.journal, TABLES)
+        kv = Kv.open(home.journal, TABLES, trust_s=TRUST_S)
         try:
             journal, ledger = Journal(kv), Ledger(kv)
             parts = [standing(journal, ledger, source) for source in load_sources(home)]

@@ -8,3 +8,6 @@ from contbak.upload import chain as chains
 from contbak.upload import known as knowns
 
 TABLES = (*journals.TABLES, *proof_tables.TABLES, *chains.TABLES, *knowns.TABLES)
+
+TRUST_S = 7 * 86400.0
+"""How long the large ones are not examined again if the environment was closed in order: decision 0010."""

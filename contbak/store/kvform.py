@@ -3,6 +3,8 @@
     row    key -> value, CRC-32 (4 bytes, little-endian) over key and value, started at the table's seed
     sums   in the table `_sums`: name of a table -> rows and sum of its rows; `=txn` -> number of the transaction
     tip    a file beside the data: the number of the last transaction that was told to anyone
+    end    a file beside the data, from an orderly close to the next open: what the data file's stat was then, and
+           when all of it was examined last
 
 A CRC tells that a row is not what was written, a sum that rows have vanished or are stale, the tip that a whole
 transaction is missing.  All of it is against accidents: whoever can write the file can also forge these.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 
 SOUND = 0
 DAMAGED = 20
@@ -20,6 +23,7 @@ NEVER_BORN = 21
 
 DATA_FILE = "data.mdb"
 TIP_FILE = "tip"
+END_FILE = "end"
 
 SUMS = b"_sums"
 TXN_KEY = b"=txn"
@@ -32,6 +36,7 @@ SEALED = 0x2144DF1C
 """The CRC-32 of any bytes that end in their own CRC-32."""
 
 _TIP = struct.Struct("<QI")
+_END = struct.Struct("<QqqQd")
 
 
 def row_seed(table: bytes) -> int:
@@ -70,3 +75,26 @@ def parse_tip(raw: bytes) -> int | None:
         return None
     txn, crc = _TIP.unpack(raw)
     return int(txn) if zlib.crc32(raw[: TXN.size]) == crc else None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a data file was left: size, mtime and ctime (ns), inode number; seconds since 1970 of its examination."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    examined_s: float
+
+    def build(self) -> bytes:
+        """The content of the file."""
+        raw = _END.pack(self.size, self.mtime_ns, self.ctime_ns, self.inode, self.examined_s)
+        return raw + zlib.crc32(raw).to_bytes(CRC_LEN, "little")
+
+    @classmethod
+    def parse(cls, raw: bytes) -> End | None:
+        """None if the file is torn."""
+        if len(raw) != _END.size + CRC_LEN or zlib.crc32(raw[:-CRC_LEN]).to_bytes(CRC_LEN, "little") != raw[-CRC_LEN:]:
+            return None
+        return cls(*_END.unpack(raw[:-CRC_LEN]))

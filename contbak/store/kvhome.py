@@ -1,4 +1,4 @@
-"""The directory of an lmdb environment: its lock, its examination, its tip, and how a damaged one is set aside.
+"""The directory of an lmdb environment: its lock, its examination, its tip and end, and how a damaged one is set aside.
 
 Rules: everything here happens before lmdb opens the file, or after it has closed it.  The directory is never
 removed while it may hold something: a damaged one is renamed to `<path>.damaged-<n>` with the reason in it, and the
@@ -12,15 +12,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from contbak.core.errors import StoreError
-from contbak.store.kvform import DAMAGED, DATA_FILE, NEVER_BORN, SOUND, TIP_FILE, build_tip
+from contbak.store.kvform import DAMAGED, DATA_FILE, END_FILE, NEVER_BORN, SOUND, TIP_FILE, End, build_tip
 from contbak.store.posix import lock_file, replace_file, sync_directory, translated
 
 KEPT = 3
 """Damaged directories that stay."""
+
+LARGE = 10_000
+"""Rows of a table that is not examined again soon where that may be trusted."""
 
 _DEFECT_FILE = "damaged"
 _REASON_FILE = "reason"
@@ -37,6 +41,7 @@ class Home:
         self.path = path
         self._lock: int | None = None
         self._tip: int | None = None
+        self._examined_s = 0.0
 
     def enter(self) -> None:
         """Takes the lock; raises StoreError if another has it."""
@@ -54,14 +59,18 @@ class Home:
                 os.close(fd)
         self._tip = self._lock = None
 
-    def prepare(self) -> str | None:
-        """Leaves at `path` a sound environment or an empty directory.
+    def prepare(self, trust_s: float = 0.0) -> str | None:
+        """Leaves at `path` a sound environment or an empty directory; `trust_s` as for Kv.open.
 
         Returns why the one that was there was set aside; None if it is sound, if there was none, or if its making
         had been cut short before it was handed to anyone.  Raises StoreError if that cannot be found out now.
         """
         try:
-            reason = self._defect()
+            end = self._take_end()
+            now = time.time()
+            trusted = end is not None and 0 <= now - end < trust_s
+            self._examined_s = end if end is not None and trusted else now
+            reason = self._defect(LARGE if trusted else None)
             if reason is not None:
                 self._set_aside(reason)
             if not self.path.exists():
@@ -86,14 +95,37 @@ class Home:
             os.lseek(self._tip, 0, os.SEEK_SET)
             os.write(self._tip, build_tip(txn))
 
-    def _defect(self) -> str | None:
+    def note_end(self) -> None:
+        """Notes how the data file is left: after lmdb has closed it, and only if all went as it should."""
+        if self._lock is None:
+            return
+        with suppress(OSError, StoreError):  # without the note all of it is examined
+            st = (self.path / DATA_FILE).stat()
+            end = End(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, self._examined_s)
+            replace_file(self.path / END_FILE, end.build())
+
+    def _take_end(self) -> float | None:
+        """When the data file was examined, if it is as it was left then.  What was noted is over with this."""
+        note = self.path / END_FILE
+        try:
+            end = End.parse(note.read_bytes())
+            note.unlink()
+            sync_directory(self.path)  # else a crash could leave it there for a file that was written on
+            st = (self.path / DATA_FILE).stat()
+        except FileNotFoundError:
+            return None
+        if end != End(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, end.examined_s if end else 0.0):
+            return None
+        return end.examined_s
+
+    def _defect(self, rows: int | None) -> str | None:
         """What is wrong with the environment; one whose making was cut short is undone instead."""
         was_told = (self.path / TIP_FILE).exists()
         with suppress(FileNotFoundError):
             return (self.path / _DEFECT_FILE).read_bytes().decode(errors="replace")
         if not (self.path / DATA_FILE).exists():
             return "its file is missing" if was_told else None
-        code, text = examine_in_child(self.path)
+        code, text = examine_in_child(self.path, rows)
         if code == NEVER_BORN and not was_told:
             (self.path / DATA_FILE).unlink()
             return None
@@ -111,13 +143,16 @@ class Home:
             shutil.rmtree(self.path.with_name(f"{stem}{number}"), ignore_errors=True)
 
 
-def examine_in_child(path: Path) -> tuple[int, str]:
+def examine_in_child(path: Path, rows: int | None = None) -> tuple[int, str]:
     """The exit code and the words of kvcheck; DAMAGED also if it died of what it read or did not come to an end.
+
+    `rows`: only tables up to so many of them are examined.
 
     Raises StoreError if it could not be run, or was stopped by someone.
     """
     limit = max(_MIN_SECONDS, (path / DATA_FILE).stat().st_size // _SLOWEST)
     command = [sys.executable, "-P", "-m", "contbak.store.kvcheck", os.fspath(path)]
+    command += [] if rows is None else [str(rows)]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), *sys.path]))}
     try:
         done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)

@@ -19,10 +19,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from contbak.core.errors import NotFound, StoreError, StoreFull, UsageError
-from contbak.store import kv as kv_module
-from contbak.store import kvcheck, kvhome
+from contbak.store import kvcheck, kvhome, kvrows
 from contbak.store.kv import MAX_KEY, Kv, KvDamaged
-from contbak.store.kvform import DAMAGED, DATA_FILE, NEVER_BORN, SOUND, SUMS, TIP_FILE, parse_tip, row_seed, sealed
+from contbak.store.kvform import (
+    DAMAGED,
+    DATA_FILE,
+    END_FILE,
+    NEVER_BORN,
+    SOUND,
+    SUMS,
+    TIP_FILE,
+    End,
+    parse_tip,
+    row_seed,
+    sealed,
+)
 
 TABLES = ["ids", "places", "heads"]
 ENVIRON = os.environ | {"PYTHONPATH": str(Path(kvcheck.__file__).parents[2])}
@@ -62,7 +73,7 @@ def test_put_get_delete_clear(kv: Kv) -> None:
 
 
 def test_iteration(kv: Kv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_module, "_STEP", 3)
+    monkeypatch.setattr(kvrows, "_STEP", 3)
     keys = [bytes([first, second]) for first in (1, 2, 255) for second in range(7)]
     with kv.write() as rows:
         for key in keys:
@@ -318,9 +329,9 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-def examine_here(path: Path) -> tuple[int, str]:
+def examine_here(path: Path, limit: int | None = None) -> tuple[int, str]:
     try:
-        return SOUND, str(kvcheck.examine(path))
+        return SOUND, str(kvcheck.examine(path) if limit is None else kvcheck.examine(path, limit))
     except kvcheck.NeverBorn as error:
         return NEVER_BORN, str(error)
     except Exception as error:
@@ -661,3 +672,142 @@ def test_a_child_without_end_means_damage(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(subprocess, "run", lambda command, **options: real([command[0], "-c", sleep], **options))
     with Kv.open(path, TABLES) as kv:
         assert kv.was_reset
+
+
+# -- an orderly end ---------------------------------------------------------------------------------------------------
+
+WEEK = 7 * 86400.0
+
+
+class Examined:
+    """Opens and closes an environment in this process, and notes how it was examined: whole or in part."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.limits: list[int | None] = []
+        self.now = 1e9
+        monkeypatch.setattr(kvhome, "examine_in_child", self._examine)
+        monkeypatch.setattr(kvhome.time, "time", lambda: self.now)
+
+    def _examine(self, path: Path, limit: int | None = None) -> tuple[int, str]:
+        self.limits.append(limit)
+        return examine_here(path, limit)
+
+    def open(self, trust_s: float = WEEK) -> Kv:
+        kv = Kv.open(self.path, TABLES, trust_s=trust_s)
+        assert not (self.path / END_FILE).exists()
+        return kv
+
+    def whole(self) -> bool:
+        """Opens and closes; whether all was examined."""
+        self.open().close()
+        return self.limits[-1] is None
+
+
+@pytest.fixture
+def examined(path: Path, monkeypatch: pytest.MonkeyPatch) -> Examined:
+    monkeypatch.setattr(kvhome, "LARGE", 100)
+    examined = Examined(path, monkeypatch)
+    with examined.open() as kv, kv.write() as rows:
+        rows.put_many("ids", [(b"%04d" % number, b"x" * 50) for number in range(1000)])
+        rows.put("heads", b"head", b"1")
+    return examined
+
+
+def test_what_was_closed_in_order_is_trusted_for_a_time(examined: Examined) -> None:
+    assert not examined.whole()
+    with examined.open() as kv, kv.write() as rows:
+        rows.put("heads", b"head", b"2")
+    examined.now += WEEK / 2
+    assert not examined.whole()
+    examined.open(trust_s=0).close()
+    assert examined.limits[-1] is None
+    examined.now += WEEK * 0.6
+    assert not examined.whole(), "it was examined half a week ago"
+    examined.now += WEEK * 0.6
+    assert examined.whole() and not examined.whole()
+    examined.now -= 5
+    assert examined.whole(), "the clock was set back"
+
+
+def touch(path: Path) -> None:
+    os.utime(path / DATA_FILE, ns=(1, 1))
+
+
+def copy(path: Path) -> None:
+    shutil.copy2(path / DATA_FILE, path / "copy")
+    os.replace(path / "copy", path / DATA_FILE)
+
+
+def tear(path: Path) -> None:
+    (path / END_FILE).write_bytes((path / END_FILE).read_bytes()[:-1])
+
+
+def forge(path: Path) -> None:
+    raw = bytearray((path / END_FILE).read_bytes())
+    raw[-5] ^= 1
+    (path / END_FILE).write_bytes(raw)
+
+
+def lose(path: Path) -> None:
+    (path / END_FILE).unlink()
+
+
+@pytest.mark.parametrize("change", [touch, copy, tear, forge, lose])
+def test_what_was_touched_is_not_trusted(examined: Examined, change: Callable[[Path], None]) -> None:
+    change(examined.path)
+    assert examined.whole() and not examined.whole()
+
+
+def test_what_was_not_closed_is_not_trusted(examined: Examined) -> None:
+    child = start_python(
+        "kv = Kv.open(path, ['ids', 'places', 'heads'], trust_s=1e12); print('open', flush=True); sys.stdin.read()",
+        examined.path,
+    )
+    assert child.stdout is not None and child.stdout.readline() == b"open\n"
+    child.kill()
+    child.communicate()
+    assert examined.whole() and not examined.whole()
+
+
+def flip(path: Path, what: bytes) -> None:
+    """One bit of the disk, with no trace in the file's stat."""
+    file = path / DATA_FILE
+    raw = bytearray(file.read_bytes())
+    at = raw.rfind(what)
+    raw[at] ^= 1
+    before, end = file.stat(), End.parse((path / END_FILE).read_bytes())
+    with open(file, "r+b") as out:
+        out.seek(at)
+        out.write(raw[at : at + 1])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert end is not None  # only the ctime cannot be set back
+    forged = End(end.size, end.mtime_ns, file.stat().st_ctime_ns, end.inode, end.examined_s)
+    (path / END_FILE).write_bytes(forged.build())
+
+
+def test_damage_in_a_large_table_shows_when_it_is_read(examined: Examined) -> None:
+    flip(examined.path, b"0500" + b"x" * 50)
+    kv = examined.open()
+    assert examined.limits[-1] == 100 and not kv.was_reset
+    with pytest.raises(KvDamaged):
+        list(kv.scan("ids"))
+    kv.close()
+    kv = examined.open()
+    assert examined.limits[-1] is None and kv.was_reset
+    kv.close()
+
+
+def test_damage_in_a_small_table_shows_at_once(examined: Examined) -> None:
+    flip(examined.path, b"head1")
+    kv = examined.open()
+    assert examined.limits[-1] == 100 and kv.was_reset
+    kv.close()
+    assert not examined.whole()
+
+
+def test_what_is_quarantined_is_not_trusted(examined: Examined) -> None:
+    examined.open().quarantine("a test")
+    kv = examined.open()
+    assert kv.was_reset
+    kv.close()
