@@ -1,8 +1,8 @@
 """Whether everything that a commit leads to is there: the check behind every receipt.
 
 Rules: walks from the roots through the references in clear frame headers, level by level, so that ids are looked up
-many at once and each header is read once for a level; a node from which all is there is remembered as closed and not
-walked again, so the walk costs what is new.  Memory is about 500 bytes for each new node, besides one batch.  What
+many at once and each header is read once for a level; a node of which the index knows that all is there is not walked
+again, so the walk costs what is new.  Memory is about 500 bytes for each new node, besides one batch.  What
 cannot be read counts as missing, so that it is supplied again.
 """
 
@@ -51,10 +51,14 @@ class Closure:
         else:
             if level:
                 raise FormatError("the commit's references are nested too deeply")
-        if self._seen and not self._missing:
+        if not self._missing:
             self._check_order()
-            self._index.close_nodes(self._seen)
         return list(self._missing)[:MISSING_MAX]
+
+    @property
+    def closed(self) -> set[bytes]:
+        """When nothing is missing: the nodes from which everything is there, for the index to remember."""
+        return self._seen
 
     def _below(self, nodes: list[bytes]) -> list[bytes]:
         """The nodes below these that were not seen yet."""

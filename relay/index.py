@@ -111,12 +111,6 @@ class Index:
             ]
             return missing, [id_ for id_ in nodes if not rows.has("closed", id_)]
 
-    def close_nodes(self, ids: Iterable[bytes]) -> None:
-        """Remembers that everything these nodes lead to is there."""
-        with self._kv.write() as rows:
-            for id_ in sorted(ids):
-                rows.put("closed", id_, b"")
-
     # -- packs
 
     def add_pack(self, root: PackId, contents: Contents) -> None:
@@ -162,15 +156,20 @@ class Index:
         with self._kv.read() as rows:
             return _commit(commit, rows.get("commits", commit))
 
-    def add_commit(self, row: CommitRow) -> None:
-        """Adds an accepted commit; it becomes its device's head if its sequence number is the highest."""
-        self.add_commits([row])
+    def add_commit(self, row: CommitRow, closed: Iterable[bytes] = ()) -> None:
+        """Adds an accepted commit; it becomes its device's head if its sequence number is the highest.
 
-    def add_commits(self, commits: Iterable[CommitRow]) -> None:
+        closed: nodes of which it will be remembered that everything they lead to is there.
+        """
+        self.add_commits([row], closed)
+
+    def add_commits(self, commits: Iterable[CommitRow], closed: Iterable[bytes] = ()) -> None:
         """Adds several at once, which is much faster."""
         with self._kv.write() as rows:
             for row in commits:
                 _add_commit(rows, row)
+            for id_ in sorted(closed):
+                rows.put("closed", id_, b"")
 
     def count_commits(self) -> int:
         with self._kv.read() as rows:

@@ -26,7 +26,7 @@ from contbak.store.posix import sync_directory
 from relay.arrivals import Arrival, Arrivals
 from relay.closure import Closure
 from relay.index import CommitRow, Index
-from relay.packfile import PackFile, check_sealed
+from relay.packfile import PackBytes, PackFile, check_sealed
 from relay.problem import Problem, invalid, unknown
 from relay.records import set_aside
 from relay.registry import Vault
@@ -145,16 +145,48 @@ class Intake:
             self._seal(arrival, device)
             self._arrivals.drop(arrival)
 
+    def whole(self, root: PackId, raw: bytes, device: DeviceId) -> None:
+        """Takes a small pack in one piece; durable and known on return.  Raises Problem, StoreFull."""
+        if self._sealed(root):
+            return
+        plan = self._plan_of(root, raw)
+        try:
+            contents = check_sealed(PackBytes(raw), plan, self.vault, writer_of(device))
+        except FormatError as error:
+            raise invalid(str(error)) from None
+        name = pack_name(self.vault, root)
+        standing = self._standing(name)
+        if standing is not None:
+            sync_directory(standing.parent)
+        else:
+            with suppress(AlreadyExists):  # by a twin of this request, and then it is durable
+                self._stores.put_new(name, raw)
+        self.index.add_pack(root, contents)
+
+    def _plan_of(self, root: PackId, raw: bytes) -> packs.Plan:
+        """The plan of a pack whose bytes it describes.  Raises Problem."""
+        with PackBytes(raw) as file:
+            try:
+                plan = file.plan()
+            except FormatError as error:
+                raise Problem(422, "mismatch", str(error)) from None
+            if plan.root != root:
+                raise Problem(422, "mismatch", "the bytes are of another pack")
+            for index in file.check_segments(plan):
+                raise Problem(422, "mismatch", f"segment {index} is not what the plan says")
+        return plan
+
     def _seal(self, arrival: Arrival, device: DeviceId) -> None:
         plan, name = arrival.plan, pack_name(self.vault, arrival.plan.root)
         standing = self._standing(name)
         try:
-            contents = check_sealed(standing or arrival.path, plan, self.vault, writer_of(device))
+            contents = check_sealed(PackFile(standing or arrival.path), plan, self.vault, writer_of(device))
         except FormatError as error:
             self._arrivals.drop(arrival)
             raise invalid(str(error)) from None
         if standing is None:
-            self._adopt(arrival, name)
+            with suppress(AlreadyExists):  # it came whole meanwhile, and then it is durable
+                self._adopt(arrival, name)
         else:
             sync_directory(standing.parent)
         self.index.add_pack(plan.root, contents)
@@ -201,12 +233,12 @@ class Intake:
         if row is not None:
             return self._receipt(row)
         self._check_chain(signed)
-        self._check_closure(signed)
+        closed = self._check_closure(signed)
         with self._accepting:
             row = self.index.commit(signed.id)
             if row is None:
                 self._check_chain(signed)
-                row = self._accept(signed)
+                row = self._accept(signed, closed)
         return self._receipt(row)
 
     def receipt(self, commit: CommitId) -> bytes:
@@ -226,21 +258,24 @@ class Intake:
             facts = {"incarnation": head.incarnation.hex(), "sequence": head.sequence, "commit": head.id.hex()}
         raise Problem(409, "head", "the commit does not continue the device's newest one", head=facts)
 
-    def _check_closure(self, signed: Signed) -> None:
+    def _check_closure(self, signed: Signed) -> set[bytes]:
+        """The new nodes from which everything is there.  Raises Problem if anything is not."""
+        closure = Closure(self.index, self._header)
         try:
-            missing = Closure(self.index, self._header).missing(signed.roots)
+            missing = closure.missing(signed.roots)
         except FormatError as error:
             raise invalid(str(error)) from None
         if missing:
             raise Problem(
                 409, "missing", "the commit leads to chunks that are not here", missing=[id_.hex() for id_ in missing]
             )
+        return closure.closed
 
     def _header(self, place: Place) -> Header:
         with PackFile(self.pack_path(PackId(place.pack))) as file:
             return file.header(place.offset)
 
-    def _accept(self, signed: Signed) -> CommitRow:
+    def _accept(self, signed: Signed, closed: set[bytes]) -> CommitRow:
         received_ms = self._clock()
         last = self.index.last_position()
         name = commit_name(self.vault, signed.device, signed.commit.sequence, signed.id)
@@ -252,7 +287,7 @@ class Intake:
         position, received_ms = self._note(signed.id, last + 1, received_ms)
         commit = signed.commit
         row = CommitRow(signed.id, position, received_ms, signed.device, commit.sequence, commit.incarnation)
-        self.index.add_commit(row)
+        self.index.add_commit(row, closed)
         return row
 
     def _note(self, commit: CommitId, position: int, received_ms: int) -> tuple[int, int]:

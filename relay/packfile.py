@@ -170,9 +170,26 @@ class PackFile:
         return -1
 
 
-def check_sealed(path: Path, plan: pack.Plan, vault: VaultId, writer: bytes) -> Contents:
-    """Everything that can be said of a pack without keys.  Raises FormatError if any of it is wrong."""
-    with PackFile(path) as file:
+class PackBytes(PackFile):
+    """A pack in memory."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.length = len(raw)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As of a file."""
+        if offset + length > self.length:
+            raise FormatError("a pack is cut short")
+        return self._raw[offset : offset + length]
+
+
+def check_sealed(opened: PackFile, plan: pack.Plan, vault: VaultId, writer: bytes) -> Contents:
+    """Everything that can be said of a pack without keys; closes it.  Raises FormatError if any of it is wrong."""
+    with opened as file:
         named_vault, named_writer = pack.parse_header(file.read(0, pack.HEADER_LEN))
         if named_vault != vault:
             raise FormatError("the pack names another vault")

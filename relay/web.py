@@ -21,7 +21,7 @@ from aiohttp.http import HttpProcessingError
 
 from contbak.core import codec, commit, messages, pack
 from contbak.core.errors import ContbakError, FormatError
-from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN
+from contbak.core.messages import HAVE_MAX, PUT_MAX, TOKEN_LEN, WHOLE_MAX
 from contbak.core.names import ID_LEN, CommitId, PackId, from_hex
 from relay import problem
 from relay.body import BUFFER_LEN, Body, Buffers, too_large
@@ -38,6 +38,7 @@ _MSGPACK = "application/msgpack"
 _BYTES = "application/octet-stream"
 _SMALL = 64 << 10  # up to here a body needs no buffer
 _THREADS = 6
+_WAITING = 16  # seals and commits mostly wait for the disk, which syncs several at once
 _BACKLOG = 256
 _IDLE_S = 30.0  # for a connection without a request, also for one whose head does not come to an end
 _LINGER_S = 2.0  # for a refused client to read why before the connection is gone
@@ -60,7 +61,7 @@ class Web:
         """The protocols of the connections on which a request is under way."""
         self._buffers = Buffers()
         self._quick = ThreadPoolExecutor(_THREADS, "quick")
-        self._heavy = ThreadPoolExecutor(_THREADS, "heavy")
+        self._heavy = ThreadPoolExecutor(_WAITING, "heavy")
 
     def app(self) -> web.Application:
         """The application to serve."""
@@ -72,6 +73,7 @@ class Web:
                 web.post("/v1/session", self._session),
                 web.post("/v1/have", self._have),
                 web.put("/v1/packs/{root}/plan", self._plan),
+                web.put("/v1/packs/{root}", self._whole),
                 web.get("/v1/packs/{root}/plan", self._state, allow_head=False),
                 web.put("/v1/packs/{root}/segments/{first}", self._segments),
                 web.post("/v1/packs/{root}/seal", self._seal),
@@ -128,6 +130,12 @@ class Web:
         who, root = self._who(request), _root(request)
         raw = await _body(request, pack.PLAN_MAX)
         return _packed(await self._for(who, self._quick, lambda vault: vault.plan(root, raw)))
+
+    async def _whole(self, request: web.Request) -> web.Response:
+        who, root = self._who(request), _root(request)
+        raw = await _body(request, WHOLE_MAX)
+        await self._for(who, self._heavy, lambda vault: vault.whole(root, raw, who.device))
+        return web.Response(status=204)
 
     async def _state(self, request: web.Request) -> web.Response:
         who, root = self._who(request), _root(request)

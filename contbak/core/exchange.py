@@ -31,6 +31,13 @@ class SegmentsRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeRequest:
+    """Put a small pack whole, and make it durable.  Answers: Accepted, Refusal."""
+
+    root: PackId
+
+
+@dataclass(frozen=True, slots=True)
 class SealRequest:
     """Make the pack durable.  Answers: Accepted, Refusal."""
 
@@ -44,7 +51,7 @@ class CommitRequest:
     id: CommitId
 
 
-Request: TypeAlias = PlanRequest | SegmentsRequest | SealRequest | CommitRequest
+Request: TypeAlias = PlanRequest | WholeRequest | SegmentsRequest | SealRequest | CommitRequest
 
 
 @dataclass(frozen=True, slots=True)

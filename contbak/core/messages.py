@@ -19,6 +19,8 @@ MISSING_MAX = 4_096
 """Ids that one refusal of a commit names."""
 PUT_MAX = 4 << 20
 """Bytes of consecutive segments in one PUT."""
+WHOLE_MAX = 1 << 20
+"""Bytes of a pack that may be sent in one request."""
 TOKEN_LEN = 32
 CHALLENGE_LEN = 32
 

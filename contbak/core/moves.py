@@ -21,6 +21,7 @@ from contbak.core.exchange import (
     Request,
     SealRequest,
     SegmentsRequest,
+    WholeRequest,
 )
 from contbak.core.messages import PlanState
 
@@ -117,7 +118,7 @@ def word_of(request: Request, answer: Answer) -> Word:
         return Word.SEALED if answer.sealed else Word.HELD
     if isinstance(request, SegmentsRequest) and isinstance(answer, Accepted):
         return Word.STORED
-    if isinstance(request, SealRequest) and isinstance(answer, Accepted):
+    if isinstance(request, SealRequest | WholeRequest) and isinstance(answer, Accepted):
         return Word.SEALED
     if isinstance(request, CommitRequest) and isinstance(answer, Receipted):
         return Word.RECEIPT

@@ -30,6 +30,7 @@ from contbak.core.exchange import (
     Sealed,
     SealRequest,
     SegmentsRequest,
+    WholeRequest,
 )
 from contbak.core.messages import PUT_MAX, Head, PlanState, bitmap, bits
 from contbak.core.moves import COMMIT_MOVES, PACK_MOVES, Act, CommitState, PackState, Word, word_of
@@ -159,12 +160,13 @@ class Sender:
 
     Shell: carry what `to_send` gives, in any order and in parallel; say `receive` or `failed` once for each, then look
     at `events` and `to_send` again.  `parallel`: requests under way at first; their number halves with each failure
-    and grows by one with each answer, 1 to 16.
+    and grows by one with each answer, 1 to 16.  `whole_max`: packs of at most so many bytes go in one request.
     """
 
-    def __init__(self, parallel: int = 4, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, parallel: int = 4, patience_s: float = PATIENCE_S, whole_max: int = 0) -> None:
         self.window = max(1, min(parallel, WINDOW_MAX))
         self._patience_s = patience_s
+        self._whole_max = whole_max
         self._packs: dict[PackId, _Outgoing] = {}
         self._sealed: set[PackId] = set()
         self._commit: _Pending | None = None
@@ -266,7 +268,7 @@ class Sender:
 
     def _next_of(self, root: PackId, out: _Outgoing) -> Request | None:
         if out.state is PackState.PLANNING:
-            return PlanRequest(root)
+            return WholeRequest(root) if out.plan.file_len <= self._whole_max else PlanRequest(root)
         if out.state is PackState.SEALING:
             return SealRequest(root)
         return self._next_segments(root, out)

@@ -1,4 +1,4 @@
-"""Segments of a spooled pack as the body of a request: read and compared with the plan while they are sent.
+"""Spooled packs and segments of them as bodies of requests: read and compared with the plan while they are sent.
 
 Rules: what leaves here is what the plan says, so a damaged spool is found on this side.  Memory is one segment's,
 however many are sent.
@@ -64,3 +64,18 @@ class Segments:
             if not plan.verify(index, piece[at - start : at - start + length]):
                 raise FormatError(f"segment {index} of the spooled pack {plan.root.hex()} is damaged")
         return piece
+
+
+class WholePack(Segments):
+    """A pack as it lies in the spool."""
+
+    def __init__(self, spool: Spool, plan: Plan) -> None:
+        super().__init__(spool, plan, 0, len(plan.hashes))
+
+    def __len__(self) -> int:
+        return self._plan.file_len
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The segments, then the plan.  Raises as those of Segments."""
+        yield from super().pieces()
+        yield memoryview(self._plan.raw)

@@ -39,9 +39,11 @@ from contbak.core.exchange import (
     Request,
     Sealed,
     SegmentsRequest,
+    WholeRequest,
 )
 from contbak.core.invite import Address
 from contbak.core.messages import (
+    WHOLE_MAX,
     PlanState,
     Session,
     bits,
@@ -53,7 +55,7 @@ from contbak.core.problem import Problem
 from contbak.core.transfer import HeadMismatch, MissingChunks, RejectedByPeer, Sender
 from contbak.upload.answers import expect, refusal_of, understood
 from contbak.upload.line import Line
-from contbak.upload.segments import Segments
+from contbak.upload.segments import Segments, WholePack
 from contbak.upload.spool import Spool
 from contbak.upload.wire import Body
 
@@ -99,7 +101,7 @@ class Uplink:
         self._line = Line(address)
         self._credentials = credentials
         self._spool = spool
-        self._sender = Sender()
+        self._sender = Sender(whole_max=WHOLE_MAX)
         self._plans: dict[PackId, Plan] = {}
         self._sealing: dict[PackId, asyncio.Future[None]] = {}
         self._commit: tuple[Signed, asyncio.Future[bytes]] | None = None
@@ -293,6 +295,8 @@ class Uplink:
             raise NotFound("the pack was given up")
         if isinstance(request, PlanRequest):
             answer = await self._request("PUT", f"{path}/plan", plan.raw)
+        elif isinstance(request, WholeRequest):
+            answer = await self._request("PUT", path, WholePack(self._spool, plan))
         elif isinstance(request, SegmentsRequest):
             body = Segments(self._spool, plan, request.first, request.count)
             answer = await self._request("PUT", f"{path}/segments/{request.first}", body)

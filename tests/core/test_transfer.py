@@ -27,6 +27,7 @@ from contbak.core.exchange import (
     Sealed,
     SealRequest,
     SegmentsRequest,
+    WholeRequest,
 )
 from contbak.core.frame import DATA, Chunk, encode, parse_header
 from contbak.core.messages import PUT_MAX, PlanState, bitmap
@@ -93,6 +94,8 @@ class Relay:
             return PlanState(True, b"") if isinstance(request, PlanRequest) else Accepted()
         if isinstance(request, PlanRequest):
             return self.take_plan(request)
+        if isinstance(request, WholeRequest):
+            return self.take_whole(request, body)
         receiver = self.receivers.get(request.root)
         if receiver is None:
             return Refusal("no-plan")
@@ -107,6 +110,12 @@ class Relay:
             held = [index for index, data in written.items() if digest(data) == plan.hashes[index]]
             self.receivers[request.root] = Receiver(plan, held)
         return PlanState(False, self.receivers[request.root].bitmap())
+
+    def take_whole(self, request, body):
+        if body != BODIES[request.root]:
+            return Refusal("mismatch")
+        self.sealed.add(request.root)
+        return Accepted()
 
     def take_segments(self, request, receiver, body):
         try:
@@ -160,18 +169,20 @@ class World:
     def __post_init__(self):
         self.chance = random.Random(self.seed)
         self.relay = Relay(self.chance)
-        self.sender = Sender(self.chance.randint(1, 16), patience_s=5.0)
+        # in every third world the small packs go whole
+        self.sender = Sender(self.chance.randint(1, 16), patience_s=5.0, whole_max=(self.seed % 3 == 0) * 30_000)
         self.now = 0.0
         self.late = []
         self.events = []
         self.requests = []
 
     def bytes_of(self, request):
-        if not isinstance(request, SegmentsRequest):
+        if not isinstance(request, SegmentsRequest | WholeRequest):
             return b""
         plan = PLANS[request.root]
-        offset = plan.span(request.first)[0]
-        body = BODIES[request.root][offset : sum(plan.span(request.first + request.count - 1))]
+        body = BODIES[request.root]
+        if isinstance(request, SegmentsRequest):
+            body = body[plan.span(request.first)[0] : sum(plan.span(request.first + request.count - 1))]
         if self.chance.random() < self.weather.damage:
             return bytes([body[0] ^ 1]) + body[1:]
         return body
@@ -278,6 +289,23 @@ def test_what_the_relay_has_is_not_sent_again():
     sender.receive(SegmentsRequest(plan.root, 9, 1), Accepted(), 0)
     sender.receive(SegmentsRequest(plan.root, 3, 2), Accepted(), 0)
     assert sender.to_send(0) == [SealRequest(plan.root)]
+
+
+def test_small_packs_go_whole():
+    sender, (small, _), (large, _) = Sender(whole_max=PACKS[1][0].file_len), PACKS[1], PACKS[2]
+    sender.offer(small)
+    sender.offer(large)
+    request = WholeRequest(small.root)
+    assert sender.to_send(0) == [request, PlanRequest(large.root)]
+    sender.failed(request, 0)
+    assert sender.to_send(0) == [request]
+    sender.receive(request, Refusal("mismatch"), 0)
+    assert sender.to_send(0) == [request], "as any bytes that were damaged on the way"
+    sender.receive(request, Accepted(), 0)
+    assert sender.events() == [Sealed(small.root)]
+    sender.offer(large)
+    sender.receive(request, Accepted(), 0)  # a late twin
+    assert sender.events() == []
 
 
 def test_a_sealed_pack_is_not_sent_at_all():
@@ -394,6 +422,7 @@ def test_every_state_answers_every_word():
     [
         (PlanRequest(PACKS[0][0].root), Accepted()),
         (SealRequest(PACKS[0][0].root), PlanState(True, b"")),
+        (WholeRequest(PACKS[0][0].root), PlanState(True, b"")),
         (SegmentsRequest(PACKS[0][0].root, 0, 1), Receipted(b"")),
         (CommitRequest(b"c" * 32), Accepted()),
         (PlanRequest(PACKS[0][0].root), PlanState(False, b"\1\2\3\4\5\6\7\1")),

@@ -264,6 +264,46 @@ def test_packs_that_break_the_format(relay, device, wrong):
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("wrong", WRONG)
+def test_whole_packs_that_break_the_format(relay, device, wrong):
+    async def go():
+        async with joined(relay, device) as peer:
+            packed = forged(device, wrong=wrong)
+            raw = packed.body + packed.plan.raw
+            await peer.refused("PUT", f"/v1/packs/{packed.root}", 422, "invalid", raw)
+            assert await peer.packs() == ()
+            assert not any(await peer.have(packed.ids or [bytes(32)]))
+
+    asyncio.run(go())
+
+
+def test_a_pack_in_one_request(relay, device):
+    async def go():
+        async with joined(relay, device) as peer:
+            packed, other = device.data(40, 10_000), device.data(3)
+            path, raw = f"/v1/packs/{packed.root}", packed.body + packed.plan.raw
+            flipped = bytearray(raw)
+            flipped[100_000] ^= 1
+            wrong = (bytes(flipped), raw[:-1], raw[1:], raw + b"x", b"", b"x" * 200, other.body + other.plan.raw)
+            for body in (*wrong, raw[:-200] + other.plan.raw):
+                await peer.refused("PUT", path, 422, "mismatch", body)
+            await peer.refused("PUT", path, 413, "too-large", bytes(messages.WHOLE_MAX + 1))
+            assert await peer.packs() == ()
+            await peer.plan(other)  # begun in parts
+            await asyncio.gather(
+                *(peer.call("PUT", path, raw, expect=204) for _ in range(4)),
+                peer.upload(packed),
+                peer.call("PUT", f"/v1/packs/{other.root}", other.body + other.plan.raw, expect=204),
+            )
+            assert len(await peer.packs()) == 2 and all(await peer.have([*packed.ids, *other.ids]))
+            _, whole = await peer.call("GET", path, expect=200)
+            assert whole == raw
+            await peer.call("PUT", path, raw, expect=204)
+            assert (await peer.plan(other)).sealed
+
+    asyncio.run(go())
+
+
 # -- commits
 
 
