@@ -31,7 +31,7 @@ from contbak.app.keyfile import Keys
 from contbak.app.lost import paths_of
 from contbak.app.making import Maker
 from contbak.app.stored import Stored
-from contbak.app.tables import TABLES, TRUST_S
+from contbak.app.tables import TABLES, TRUST_S, sources_in
 from contbak.capture.journal import Change, Gap, Journal, Problem
 from contbak.capture.proofs import Proofs
 from contbak.capture.scan import Scan
@@ -318,10 +318,20 @@ class Agent:
             await self.run(proofs.drop_staged)
 
     async def drop_leftovers(self, sources: Sequence[Source]) -> None:
-        """At start, with no commit pending: what was staged is looked at again."""
+        """At start, with no commit pending: what was staged is looked at again, what is of removed sources forgotten.
+
+        `sources`: all that are protected; none at all is rather a configuration that cannot be seen now.
+        """
         if await self.run(self.ledger.pending) is None:
             for source in sources:
                 await self.run(Proofs(self.kv, source.source_id).drop_staged)
+            kept = {source.source_id for source in sources}
+            for removed in await self.run(lambda: sources_in(self.kv) - kept) if kept else ():
+                await self.run(partial(self._forget_source, removed))
+
+    def _forget_source(self, source: SourceId) -> None:
+        self.journal.forget(source)
+        self._forget_tree(source, Proofs(self.kv, source))
 
     async def _withdraw(self, pending: Pending, ids: Collection[ChunkId]) -> list[Change]:
         """The relay lacks `ids`: supplies nodes at once; returns the files to read again for the rest."""

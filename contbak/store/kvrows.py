@@ -86,6 +86,11 @@ class Reader:
         """Whether there is a row whose key begins with `prefix`.  Raises KvDamaged."""
         return bool(self.batch(self._tables[table], b"", prefix, False, 1))
 
+    def next_key(self, table: str, after: bytes) -> bytes | None:
+        """The first key that comes after `after`, b"" for the first of all.  Raises KvDamaged."""
+        found = self.batch(self._tables[table], after, b"", True, 1)
+        return found[0][0] if found else None
+
     def within(self, table: str, prefix: bytes) -> dict[bytes, bytes]:
         """The rows whose keys begin with `prefix`, all of them, by the rest of the key.  Raises KvDamaged."""
         place, cut, found = self._tables[table], len(prefix), {}

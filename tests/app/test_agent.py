@@ -20,7 +20,8 @@ from contbak.app.agent import Agent
 from contbak.app.batch import Tally, Work
 from contbak.app.config import Settings, Source, load_sources, new_source, save_source
 from contbak.app.home import Home
-from contbak.capture.journal import Gap
+from contbak.app.tables import TABLES, sources_in
+from contbak.capture.journal import Change, Gap
 from contbak.core.errors import ContbakError, StoreError, StoreFull
 from contbak.store.kv import KvDamaged
 from contbak.upload.commit import CommitWriter
@@ -188,3 +189,34 @@ def test_lost_content_that_cannot_be_read_again_holds_nothing_up(
     time.sleep(0.05)
     tally = place.backup()
     assert (tally.new, tally.failed) == (1, {})
+
+
+def test_what_is_of_a_removed_source_is_forgotten(place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "in").mkdir(parents=True)
+    (other / "in" / "x").write_bytes(b"x")
+    os.link(other / "in" / "x", other / "y")
+    save_source(place.home, new_source(place.home, str(other), None, [], "normal"))
+    files, removed = sorted(load_sources(place.home), key=lambda source: source.top != os.fsencode(place.files))
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            for source in (files, removed):
+                agent.journal.add(source.source_id, [Change(b"gone", 0, 0, False)])
+                await agent.protect(source, WHOLE)
+                agent.journal.open_gap(source.source_id, Gap(b"", 0, 0, "a test"))
+            both = sources_in(agent.kv)
+            assert both == {files.source_id, removed.source_id}
+            for kept in ([files, removed], []):
+                await agent.drop_leftovers(kept)
+                assert sources_in(agent.kv) == both
+            before = [row for table in TABLES for row in agent.kv.scan(table)]
+            await agent.drop_leftovers([files])
+            assert sources_in(agent.kv) == {files.source_id}
+            after = [row for table in TABLES for row in agent.kv.scan(table)]
+            assert after == [row for row in before if not row[0].startswith(removed.source_id)]
+            assert agent.ledger.state(files.source_id).files == 5
+            tally, _ = await agent.protect(removed, WHOLE)
+            assert tally.new == 4, "protected again, it is read again"
+
+    asyncio.run(run())

@@ -314,6 +314,7 @@ class Model(RuleBasedStateMachine):
             ]
             assert view.get(table, start) == self.model[table].get(start)
             beneath = {row[0][len(prefix) :]: row[1] for row in model if row[0].startswith(prefix)}
+            assert view.next_key(table, start) == min((key for key, _ in model if key > start), default=None)
             assert view.within(table, prefix) == beneath and view.any(table, prefix) == bool(beneath)
         assert list(self.kv.scan(table, prefix, batch=3)) == [row for row in model if row[0].startswith(prefix)]
 
@@ -539,6 +540,7 @@ def test_a_row_that_is_not_what_was_written(path: Path) -> None:
                 lambda: view.get_many("ids", [b"\0\0\0\7"]),
                 lambda: view.within("ids", b"\0\0"),
                 lambda: view.any("ids", b"\0\0\0\7"),
+                lambda: view.next_key("ids", b"\0\0\0\6"),
             ):
                 with pytest.raises(KvDamaged):
                     look()
