@@ -27,7 +27,7 @@ SHARE_FILES = 512
 SHARE_BYTES = 4 << 20
 """A share of them."""
 TEAM_MAX = 6
-CHILD_CACHE = 8 << 20
+CHILD_CACHE = 16 << 20
 """Bytes of opened frames that a child keeps."""
 LINKS_KEPT = 200_000
 """Hard-link groups whose first name is remembered."""

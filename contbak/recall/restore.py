@@ -147,7 +147,7 @@ class _Restore:
             if self.files.stopped:
                 return
             if entry.kind == FILE:
-                self.files.add(File(path, entry))
+                self.files.add(File(path, entry, self.writer.clear(path)))
             else:
                 self._make(path, entry)
 

@@ -28,10 +28,11 @@ LARGE = 8 << 20
 
 
 class File(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A regular file to write: its path in the target, and its entry."""
+    """A regular file to write: its path in the target, and its entry; `clear`: nothing was there just now."""
 
     path: bytes
     entry: Entry
+    clear: bool = False
 
 
 class Share(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -39,6 +40,11 @@ class Share(Record, frozen=True, array_like=True, forbid_unknown_fields=True):
 
     files: tuple[File, ...]
     spots: tuple[tuple[bytes, tuple[Spot, ...]], ...]
+
+    @property
+    def pack(self) -> bytes:
+        """The pack that is read first; b"" if that is not known."""
+        return self.spots[0][1][0].pack if self.spots and self.spots[0][1] else b""
 
     @property
     def large(self) -> bool:
@@ -113,7 +119,7 @@ class Filer:
         if what is None:
             raise FormatError("a file without content")
         try:
-            outcome = self._writer.file(file.path, file.entry, self._pieces(what, data))
+            outcome = self._writer.file(file.path, file.entry, self._pieces(what, data), file.clear)
         except ChunkLost as error:
             return self._damaged(file, error)
         if outcome is Outcome.WRITTEN:

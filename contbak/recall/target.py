@@ -32,6 +32,7 @@ class Target:
         self._top = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the user may name it by a symlink
         self._mark = os.urandom(6).hex().encode()
         self._number = 0
+        self._sound = b""
         self.made: set[bytes] = set()
         """Directories that had to be made on the way to something."""
         self._open: OrderedDict[bytes, int] = OrderedDict()
@@ -42,9 +43,11 @@ class Target:
         The descriptor stays valid until the next but one call.  Raises InTheWay, OSError, and FormatError for
         a path that no backup can hold (empty, absolute, with `.` or `..`).
         """
-        if _IMPOSSIBLE.search(path):
-            raise FormatError(f"{path!r} cannot be the path of a restored file")
         folder, _, name = path.rpartition(b"/")
+        if folder != self._sound or name in (b"", b".", b"..") or b"\0" in name:
+            if _IMPOSSIBLE.search(path):
+                raise FormatError(f"{path!r} cannot be the path of a restored file")
+            self._sound = folder
         return self.directory(folder), name
 
     def directory(self, path: bytes) -> int:

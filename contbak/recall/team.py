@@ -22,6 +22,7 @@ import select
 import signal
 import socket
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -35,6 +36,10 @@ from contbak.recall.share import Account, Share
 
 GIVEN_MAX = 2
 """Shares that a child has at most: the one it is at and the next."""
+HOMES_MAX = 4096
+"""Packs of which it is remembered who read them last."""
+GC = (50_000, 20, 20)
+"""Entries by the ten thousand hold no cycles, and looking for some costs a twentieth of the time."""
 MESSAGE_MAX = 256 << 20
 _HEAD = struct.Struct("<IB")
 _SHARE, _PLACES, _ACCOUNT, _LOCATE, _ERROR = b"SPALE"
@@ -63,6 +68,7 @@ class Team:
         self._locate = locate
         self._take = take
         self._children: list[_Child] = []
+        self._homes: OrderedDict[bytes, _Child] = OrderedDict()
         try:
             for _ in range(count):
                 self._children.append(_fork(work, [child.wire for child in self._children]))
@@ -79,8 +85,12 @@ class Team:
     def give(self, share: Share) -> None:
         """Hands a share to a child as soon as one has room.  Raises what a child or `take` raised."""
         self._turn(0.0)
-        while (child := self._free(share.large)) is None:
+        while (child := self._free(share)) is None:
             self._turn(None)
+        self._homes[share.pack] = child
+        self._homes.move_to_end(share.pack)
+        if len(self._homes) > HOMES_MAX:
+            self._homes.popitem(last=False)
         child.given.append(share)
         child.send(_SHARE, encode(share))
 
@@ -95,11 +105,15 @@ class Team:
             child.end(interrupt)
         self._children.clear()
 
-    def _free(self, large: bool) -> _Child | None:
-        """Who has the least to do.  Nothing is put behind a file that takes long, nor that behind anything."""
-        limit = 1 if large else GIVEN_MAX
-        fit = [c for c in self._children if len(c.given) < limit and not any(share.large for share in c.given)]
-        return min(fit, key=lambda child: len(child.given), default=None)
+    def _free(self, share: Share) -> _Child | None:
+        """Who read that pack last, and may have its frames still; or else who has the least to do.
+
+        Nothing is put behind a file that takes long, nor that behind anything.
+        """
+        limit = 1 if share.large else GIVEN_MAX
+        fit = [child for child in self._children if len(child.given) < limit and not child.long]
+        home = self._homes.get(share.pack)
+        return home if home in fit else min(fit, key=lambda child: len(child.given), default=None)
 
     def _turn(self, wait: float | None) -> None:
         """Sends what can be sent and takes what has come, or waits until there is something."""
@@ -132,6 +146,11 @@ class _Child:
         self._pid = pid
         self._in = bytearray()
         wire.setblocking(False)
+
+    @property
+    def long(self) -> bool:
+        """Whether it is at a file that takes long."""
+        return any(share.large for share in self.given)
 
     def fileno(self) -> int:
         return self.wire.fileno()
@@ -230,6 +249,7 @@ def _be_child(work: Work, wire: socket.socket, others: Sequence[socket.socket]) 
     """Does shares until there are no more.  Never returns: what the stack above would do is the parent's to do."""
     try:
         gc.freeze()
+        gc.set_threshold(*GC)
         signal.signal(signal.SIGINT, _interrupted)
         for other in others:  # or nobody would see the parent's end
             other.close()

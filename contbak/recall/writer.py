@@ -111,8 +111,12 @@ class TreeWriter:
             return True
         return self.overwrite == "if-changed" and not _unchanged(st, entry)
 
-    def file(self, path: bytes, entry: Entry, pieces: Iterable[bytes | memoryview]) -> Outcome:
-        """Writes a file from its data in order.
+    def clear(self, path: bytes) -> bool:
+        """Whether nothing can be at `path` but what others put there meanwhile: its directory was made here."""
+        return self.overwrite == "never" and path.rpartition(b"/")[0] in self._target.made
+
+    def file(self, path: bytes, entry: Entry, pieces: Iterable[bytes | memoryview], clear: bool = False) -> Outcome:
+        """Writes a file from its data in order; `clear` saves the look whether something is there before.
 
         Raises FormatError, and leaves what was there, if the data is not what `entry.content` says.
         """
@@ -126,7 +130,7 @@ class TreeWriter:
             finally:
                 os.close(fd)
 
-        return self._put(path, entry, make)
+        return self._put(path, entry, make, clear)
 
     def link(self, path: bytes, existing: bytes, entry: Entry) -> Outcome:
         """Makes `path` another name of `existing`, which was restored before from an entry with the same data.
@@ -211,14 +215,17 @@ class TreeWriter:
                 except InTheWay:
                     self._blocked(path)
 
-    def _put(self, path: bytes, entry: Entry, make: Callable[[int, bytes], None]) -> Outcome:
-        """Lets `make` create something under a temporary name and gives it the name of `path`, if it may."""
+    def _put(self, path: bytes, entry: Entry, make: Callable[[int, bytes], None], clear: bool = False) -> Outcome:
+        """Lets `make` create something under a temporary name and gives it the name of `path`, if it may.
+
+        With `clear` only "never" is possible: it is refused in the end if something is there after all.
+        """
         with _Reported(path):
             try:
                 folder, name = self._target.place(path)
             except InTheWay:
                 return self._blocked(path)
-            st = _lstat(folder, name)
+            st = None if clear and self.overwrite == "never" else _lstat(folder, name)
             if st is not None:
                 if self.overwrite == "never":
                     return Outcome.KEPT
