@@ -21,11 +21,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import zstandard
 
 from contbak.app import keyfile
-from contbak.core import codec, commit, frame, messages, recovery
+from contbak.core import codec, commit, compress, frame, messages, recovery
 from contbak.core.chunker import Chunker, ChunkSizes
 from contbak.core.commit import NO_PREVIOUS, Commit, Details, Signed, Witness
 from contbak.core.crypto import (
@@ -469,7 +470,15 @@ def key_vectors() -> dict[str, object]:
 
 
 def make(top: Path) -> None:
-    """Writes everything into the directory `top`, which must not exist or be empty."""
+    """Writes everything into the directory `top`, which must not exist or be empty.
+
+    With zstd's level 1, as the program compressed when they were frozen: how hard it tries is no part of the format.
+    """
+    with patch.object(compress, "compressor", lambda: zstandard.ZstdCompressor(level=1, write_content_size=True)):
+        _make(top)
+
+
+def _make(top: Path) -> None:
     top.mkdir(parents=True, exist_ok=True)
     nodes = {
         name: {"id": KEYS.node_id(*node).hex(), "refs": [ref.hex() for ref in node.refs], "payload": node.payload.hex()}

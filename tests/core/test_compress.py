@@ -26,10 +26,11 @@ def test_round_trip(data):
     assert unsqueeze(codec, memoryview(small), LIMIT) == data
 
 
-def test_other_levels():
-    data = b"".join(b"line %d\n" % n for n in range(5000))
-    assert unsqueeze(*squeeze(data, 19), LIMIT) == data
-    assert len(squeeze(data, 19)[1]) < len(squeeze(data)[1])
+def test_data_larger_than_the_window():
+    noise = random.Random(1).randbytes(700_000)
+    data = b"".join(b"line %d\n" % n for n in range(200_000)) + noise * 3
+    codec, small = squeeze(data)
+    assert len(small) < len(data) // 2 and unsqueeze(codec, small, len(data)) == data
 
 
 def test_what_does_not_shrink_is_kept():
