@@ -11,6 +11,7 @@ proofs and ledger have one user.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import stat
@@ -56,8 +57,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READER = "contbak.capture.reader:Reader"
-COMMIT_ROWS = 100_000
-COMMIT_BYTES = 2 << 30
+COMMIT_ROWS = 250_000
+COMMIT_BYTES = 8 << 30
 """A long batch is committed in steps of this size, so that an interruption costs at most one of them."""
 RESUPPLY_MAX = 10
 
@@ -89,6 +90,8 @@ class Agent:
     async def open(self) -> None:
         """Opens the state (rebuilding what is damaged), starts workers and uplink.  Raises ContbakError."""
         check_engine()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)  # a backup makes many objects, and next to none of them in cycles
         self.home.make()
         self._ends.callback(self._thread.shutdown)
         if self._relay is not None:
