@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from contbak.core.messages import Head, PackInfo, Place
@@ -120,8 +121,14 @@ class Index:
     def add_packs(self, packs: Iterable[tuple[PackId, Contents]]) -> None:
         """Adds several at once, which is much faster."""
         with self._kv.write() as rows:
+            places: list[tuple[bytes, bytes]] = []
             for root, contents in packs:
-                _add_pack(rows, root, contents)
+                places += _add_pack(rows, root, contents)
+            places.sort(key=itemgetter(0))  # neighbours share a page; the copies of one id stay in their order
+            for id_, place in places:
+                known = rows.get("ids", id_) or b""
+                if len(known) < COPIES_MAX * _PLACE.size:
+                    rows.put("ids", id_, known + place)
 
     def pack(self, root: PackId) -> PackRow | None:
         with self._kv.read() as rows:
@@ -219,7 +226,8 @@ class Index:
         return [row for row in found if row is not None]
 
 
-def _add_pack(rows: Writer, root: PackId, contents: Contents) -> None:
+def _add_pack(rows: Writer, root: PackId, contents: Contents) -> Iterator[tuple[bytes, bytes]]:
+    """Adds all but the places of its chunks, which it gives, with their ids."""
     known = rows.get("roots", root)
     before = None if known is None else _pack(rows.get("packs", known))
     if before is not None and (contents.sound <= (not before.damaged)):
@@ -233,9 +241,7 @@ def _add_pack(rows: Writer, root: PackId, contents: Contents) -> None:
         rows.put("writers", contents.writer, _TOTAL.pack(packs + 1, size + contents.length))
     for row in contents.rows:
         for ordinal, id_ in enumerate(row.ids):
-            places = rows.get("ids", id_) or b""
-            if len(places) < COPIES_MAX * _PLACE.size:
-                rows.put("ids", id_, places + _PLACE.pack(number, row.offset, row.length, ordinal, row.kind))
+            yield id_, _PLACE.pack(number, row.offset, row.length, ordinal, row.kind)
 
 
 def _add_commit(rows: Writer, row: CommitRow) -> None:

@@ -26,7 +26,7 @@ from relay.packfile import Contents, PackFile
 from relay.records import set_aside
 from relay.stores import Stores, pack_name
 
-_PACKS_AT_ONCE = 32
+_CHUNKS_AT_ONCE = 100_000
 _COMMITS_AT_ONCE = 1_000
 
 _log = logging.getLogger(__name__)
@@ -54,9 +54,7 @@ class Reconciler:
     """One pass over one vault.  open_index: opens the vault's index, which is empty if it was set aside;
     admin_public: the key of the vault's owner, who vouches for its devices."""
 
-    def __init__(
-        self, vault: VaultId, stores: Stores, open_index: Callable[[], Index], admin_public: bytes
-    ) -> None:
+    def __init__(self, vault: VaultId, stores: Stores, open_index: Callable[[], Index], admin_public: bytes) -> None:
         self._vault = vault
         self._admin_public = admin_public
         self._stores = stores
@@ -115,15 +113,21 @@ class Reconciler:
                 yield root, _OnDisk(name, length, store)
 
     def _add_packs(self, index: Index, packs: list[tuple[PackId, _OnDisk]]) -> None:
-        for start in range(0, len(packs), _PACKS_AT_ONCE):
-            batch = []
-            for root, place in packs[start : start + _PACKS_AT_ONCE]:
-                contents = self._contents(root, place)
-                if contents is not None:
-                    batch.append((root, contents))
-                    self._sync(place.store.path_of(place.name).parent)
+        batch: list[tuple[PackId, Contents]] = []
+        chunks = 0
+        for root, place in packs:
+            contents = self._contents(root, place)
+            if contents is None:
+                continue
+            batch.append((root, contents))
+            chunks += sum(len(row.ids) for row in contents.rows)
+            self._sync(place.store.path_of(place.name).parent)
+            if chunks >= _CHUNKS_AT_ONCE:
+                index.add_packs(batch)
+                batch, chunks = [], 0
+            self.findings.packs_added += 1
+        if batch:
             index.add_packs(batch)
-            self.findings.packs_added += len(batch)
 
     def _contents(self, root: PackId, place: _OnDisk) -> Contents | None:
         path = place.store.path_of(place.name)

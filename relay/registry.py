@@ -1,7 +1,7 @@
 """Who may come in: vaults, devices and invites, each a small file below RELAY_HOME/registry.
 
-Rules: the files are the truth and are read at each use, so what another process changes holds at once.  An invite
-is kept as the hash of its token, is good for one device and until its time.  A damaged file is set aside, and
+Rules: the files are the truth and are looked at with each use, so what another process changes holds at once.  An
+invite is kept as the hash of its token, is good for one device and until its time.  A damaged file is set aside, and
 what it allowed is allowed no more: the device joins again with a new invite.
 """
 
@@ -71,6 +71,7 @@ class Registry:
         self._top = top
         self._folder = top / "registry"
         self._lock = Lock()
+        self._known: dict[Path, tuple[tuple[int, ...], Device | None]] = {}
         for folder in (self._folder, *(self._folder / name for name in _FOLDERS)):
             folder.mkdir(0o700, exist_ok=True)
 
@@ -88,7 +89,16 @@ class Registry:
     # -- devices
 
     def device(self, vault: VaultId, device: DeviceId) -> Device | None:
-        return self._read(self._device_path(vault, device), Device)
+        path = self._device_path(vault, device)
+        try:
+            state = os.stat(path)
+        except OSError:
+            return self._read(path, Device)
+        mark = state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        known = self._known.get(path)
+        if known is None or known[0] != mark:  # asked with each request, changed hardly ever
+            known = self._known[path] = mark, self._read(path, Device)
+        return known[1]
 
     def devices(self, vault: VaultId | None = None) -> list[Device]:
         """The devices of a vault, or all, in the order in which they joined."""
