@@ -211,6 +211,10 @@ class Peer:
             await asyncio.gather(*(send(first, min(step, count - first)) for first in firsts))
             await self.call("POST", f"/v1/packs/{packed.root}/seal", expect=204)
 
+    async def whole(self, packed):
+        """Sends a small pack as agents do."""
+        await self.call("PUT", f"/v1/packs/{packed.root}", packed.body + packed.plan.raw, expect=204)
+
     async def commit(self, signed):
         """The receipt, checked."""
         _, raw = await self.call("POST", "/v1/commits", signed.raw, expect=200)
