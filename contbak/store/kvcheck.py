@@ -369,7 +369,7 @@ def examine(directory: Path, limit: int = _ALL) -> int:
     with open(directory / DATA_FILE, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise NeverBorn("the file is empty")
-        if limit == _ALL and hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
             return Examination(whole, _tip(directory), limit).run()
