@@ -16,6 +16,7 @@ from contbak.core.errors import FormatError, NotFound, PeerError, Refused, Unrea
 from contbak.core.invite import Address
 from contbak.core.messages import Challenge, Login, Session, session_proof
 from contbak.core.timespec import Latest
+from contbak.recall import files as files_module
 from contbak.recall import remote
 from contbak.recall.check import check
 from contbak.recall.directory import DirectoryPlace
@@ -58,7 +59,7 @@ def taken_over(relay, tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_a_relay_and_its_directory_give_the_same(relay, tmp_path, seed):
+def test_a_relay_and_its_directory_give_the_same(relay, tmp_path, seed, monkeypatch):
     maker, home, address = taken_over(relay, tmp_path, seed)
     with open_vault(open_relay(address, maker.keys, SEED), maker.keys) as vault:
         with open_vault(DirectoryPlace(maker.store), maker.keys) as other:
@@ -70,6 +71,10 @@ def test_a_relay_and_its_directory_give_the_same(relay, tmp_path, seed):
         snapshot = vault.history.choose(Latest(0))[0]
         report = restore(vault.chunks, [Wanted(snapshot.roots, b"", b"")], os.fsencode(tmp_path / "out"))
         assert report.complete
+        with monkeypatch.context() as patch:  # written by several processes, each with a connection of its own
+            patch.setattr(files_module, "SHARE_FILES", 2)
+            again = restore(vault.chunks, [Wanted(snapshot.roots, b"", b"")], os.fsencode(tmp_path / "team"))
+        assert again == report
         checked = check(vault.history, read_data=1.0)
         assert checked.problems == [] and checked.read_packs == checked.packs > 0 and checked.chunks > 0
         (pack, *_) = vault.place.packs()
@@ -78,7 +83,7 @@ def test_a_relay_and_its_directory_give_the_same(relay, tmp_path, seed):
         with pytest.raises(NotFound):
             vault.place.read(bytes(32), 0, 10)
         assert vault.place.locate([bytes(32)]) == [()]
-    assert same_tree(home, tmp_path / "out") == []
+    assert same_tree(home, tmp_path / "out") == [] == same_tree(home, tmp_path / "team")
 
 
 @pytest.mark.slow

@@ -111,6 +111,37 @@ def test_an_interruption_reaches_the_children(tmp_path):
     assert (tmp_path / "cleaned").exists()
 
 
+def test_children_end_when_their_parent_is_killed(tmp_path):
+    """None waits for ever, though each was forked while the wires of those before it were open."""
+
+    def do(parent, one):
+        (tmp_path / str(os.getpid())).touch()
+        return Account(Report(), [])
+
+    parent = os.fork()
+    if not parent:
+        os.setpgid(0, 0)
+        with Team(3, lambda parent: lambda one: do(parent, one), None, lambda *_: None) as team:
+            for _ in range(60):
+                team.give(share())
+            team.drain()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    assert children
+    while any(is_alive(pid) for pid in children):
+        os.sched_yield()
+
+
+def is_alive(pid):
+    """Whether it runs; one that nobody has buried yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 # -- whole restores ----------------------------------------------------------------------------------------------
 
 
