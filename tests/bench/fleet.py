@@ -132,14 +132,16 @@ def main() -> None:
     asked = options.parse_args()
     top = Path(tempfile.mkdtemp(prefix="contbak-fleet-", dir=asked.work))
     found: Figures = {}
-    relay = Relay(top / "relay")
+    relay: Relay | None = None
     try:
+        relay = Relay(top / "relay")
         relay.start()
         devices = devices_of(relay, asked.devices, asked.vaults or asked.devices)
         note_into(found)(f"{asked.devices} devices, a commit in {asked.every:g} s each",
                          run(relay, devices, asked.every, asked.seconds))  # fmt: skip
     finally:
-        relay.stop()
+        if relay is not None:
+            relay.stop()
         shutil.rmtree(top, ignore_errors=True)
     write_json(asked.json, found)
 
