@@ -250,3 +250,16 @@ def test_what_was_not_kept_or_was_dropped_leaves_no_trace(kv: Kv, file: Path) ->
     Proofs(kv, ONE).drop_staged()
     Proofs(kv, ONE).confirm()
     assert not [row for table in TABLES for row in kv.scan(table)]
+
+
+def test_promises_of_a_commit_that_never_was_are_not_kept(kv: Kv, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was given up with no word to the journal (the chain began anew): the next commit makes its own promises."""
+    monkeypatch.setattr(staging, "BLOCK", 3)
+    for staged in (range(0), range(2)):
+        stage_many(given_up := Proofs(kv, ONE), file, range(10))
+        given_up.keep()
+        proofs = Proofs(kv, ONE)
+        stage_many(proofs, file, staged)
+        proofs.keep()
+        Proofs(kv, ONE).confirm()
+        assert set(Proofs(kv, ONE).children(TOP_DIR)) == {b"%05d" % number for number in staged}

@@ -194,6 +194,24 @@ def test_records_of_tables(tmp_path: Path, sample: tuple[bytes, bytes, Rows], mo
         assert outcome(tmp_path / "e", bytes(changed), sample, monkeypatch) == "refused" or data[at] == 0
 
 
+def test_a_count_of_rows_does_not_make_a_table_large(tmp_path: Path, sample: tuple[bytes, bytes, Rows]) -> None:
+    """The examination in part leaves out what is large by the word of the sums, which are under a checksum."""
+    data, tip, model = sample
+    (tmp_path / "tip").write_bytes(tip)
+    (tmp_path / DATA_FILE).write_bytes(data)
+    sizes = sorted(len(rows) for rows in model.values())
+    assert kvcheck.examine(tmp_path, sizes[-1] - 1) == sum(sizes[:-1])
+    root = int.from_bytes(data[(at := newest_meta(data) + 128) : at + 8], "little") * PAGE
+    for table, rows in model.items():
+        entries = data.index(table.encode(), root, root + PAGE) + len(table) + 32
+        assert int.from_bytes(data[entries : entries + 8], "little") == len(rows)
+        changed = bytearray(data)
+        changed[entries + 5] ^= 1
+        (tmp_path / DATA_FILE).write_bytes(changed)
+        with pytest.raises(kvcheck.Damaged):
+            kvcheck.examine(tmp_path, 1 << 20)
+
+
 def test_a_free_list_that_names_live_pages(
     tmp_path: Path, sample: tuple[bytes, bytes, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
