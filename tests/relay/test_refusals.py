@@ -264,6 +264,26 @@ def test_packs_that_break_the_format(relay, device, wrong):
     asyncio.run(go())
 
 
+def test_a_long_body_is_taken_mib_by_mib(relay, device):
+    """What came before the damage is there; the rest is sent again."""
+
+    async def go():
+        async with joined(relay, device) as peer:
+            packed = device.data(36, 100_000)
+            count, size = len(packed.plan.hashes), packed.plan.segment_size
+            body = bytearray(packed.segments(0, count))
+            body[(1 << 20) + 5] ^= 1
+            await peer.plan(packed)
+            await peer.refused("PUT", f"/v1/packs/{packed.root}/segments/0", 422, "mismatch", bytes(body))
+            have = messages.bits((await peer.plan(packed)).have, count)
+            assert have == [n < (1 << 20) // size for n in range(count)]
+            await peer.segments(packed, 0, count)
+            assert all(messages.bits((await peer.plan(packed)).have, count))
+            await peer.upload(packed)
+
+    asyncio.run(go())
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_whole_packs_that_break_the_format(relay, device, wrong):
     async def go():
