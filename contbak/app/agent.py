@@ -88,7 +88,7 @@ class Agent:
     # -- life -------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Opens the state (rebuilding what is damaged), starts workers and uplink.  Raises ContbakError."""
+        """Opens the state (rebuilding what is damaged), starts the uplink.  Raises ContbakError."""
         check_engine()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)  # a backup makes many objects, and next to none of them in cycles
@@ -109,7 +109,7 @@ class Agent:
         self._ends.push_async_callback(self.uplink.close)
         await self.uplink.start()
         self._ends.push_async_callback(self._stop_workers)
-        await self._start_workers()
+        self._make_workers()
         self.carrier.start(await self.run(self.spool.packs))
 
     def _open_state(self) -> None:
@@ -131,16 +131,12 @@ class Agent:
         if hasattr(self, "kv"):
             await self.run(self.kv.close)
 
-    async def _start_workers(self) -> None:
+    def _make_workers(self) -> None:
         setup = Setup(
             self._seal, str(self.home.spool), READER, str(self.home.scratch), self.settings.nice
         )
-        self.workers = Workers(setup, self.carrier.have, self.carrier.on_pack)
-        try:
-            await self.workers.start(self.settings.workers or os.cpu_count() or 1)
-        except ContbakError:
-            await self._stop_workers()  # all or none: nobody must wait for those that are not there
-            raise
+        count = self.settings.workers or os.cpu_count() or 1
+        self.workers = Workers(setup, self.carrier.have, self.carrier.on_pack, count)
 
     async def _stop_workers(self) -> None:
         try:
@@ -154,7 +150,7 @@ class Agent:
         """New processes if the old ones are over (no memory for a new one, say)."""
         if self.workers.stopped:
             await self._stop_workers()
-            await self._start_workers()
+            self._make_workers()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Runs `function` in the agent's thread."""

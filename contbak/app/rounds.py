@@ -170,7 +170,7 @@ async def follow(request: Request, wait: str, agent: Agent) -> AsyncIterator[Mes
             if wait == "local" and request.local.is_set():
                 return
             awaited: set[asyncio.Future[Any]] = {request.done} if local.done() else {request.done, local}
-            await asyncio.wait(awaited, timeout=0.5)
+            await asyncio.wait(awaited, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
             yield progress(agent)
             line = agent.uplink.status()
             lost_since = None if line.reachable else lost_since or time.monotonic()

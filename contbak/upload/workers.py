@@ -48,9 +48,14 @@ STOP_S = 10.0
 
 
 class Workers:
-    """A few worker processes.  To be used from one event loop."""
+    """A few worker processes, `count` of them.  To be used from one event loop.
 
-    def __init__(self, setup: Setup, known: Known, on_pack: OnPack) -> None:
+    They start when there is something to read for the first time.
+    """
+
+    def __init__(self, setup: Setup, known: Known, on_pack: OnPack, count: int) -> None:
+        self._count = max(1, count)
+        self._starting = asyncio.Lock()
         self._setup = setup
         self._known = known
         self._on_pack = on_pack
@@ -64,13 +69,18 @@ class Workers:
         self.deaths = 0
         """Workers that died before they were told to."""
 
-    async def start(self, count: int) -> None:
-        """Starts `count` processes, 1 or more."""
-        for _ in range(max(1, count)):
-            hand = await self._start_one()
-            tender = asyncio.create_task(self._tend(hand), name="worker")
-            tender.add_done_callback(self._tender_ended)
-            self._tenders.append(tender)
+    async def start(self) -> None:
+        """Starts the processes that do not run yet.  Raises ContbakError; then it is over with all of them."""
+        async with self._starting:
+            while len(self._tenders) < self._count and not self._stopping:
+                try:
+                    hand = await self._start_one()
+                except ContbakError:
+                    self._stopping = True  # all or none: nobody must wait for those that are not there
+                    raise
+                tender = asyncio.create_task(self._tend(hand), name="worker")
+                tender.add_done_callback(self._tender_ended)
+                self._tenders.append(tender)
 
     async def stop(self) -> None:
         """Ends the processes; what is under way is thrown away, and its futures are cancelled.
@@ -110,8 +120,10 @@ class Workers:
         """Queues a lot of files, 1 to LOT_MAX; waits while enough is queued.
 
         The future is never an exception: Done or Failed for each file.  It may need `flush` to come true.
-        allow_torn: a file that never holds still is kept in a copy labelled torn.
+        allow_torn: a file that never holds still is kept in a copy labelled torn.  Raises ContbakError if the processes
+        have ended or do not start.
         """
+        await self.start()
         while len(self._jobs.queue) >= WAITING and not self._stopping:
             await self._jobs.change()
         if self._stopping:

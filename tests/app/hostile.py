@@ -21,5 +21,5 @@ class Hostile(Reader):
         result = super().read(path, consume, on_restart, **more)
         facts = FACTS.get(os.path.basename(path))
         if facts:
-            object.__setattr__(result, "entry", with_fields(result.entry, **facts))
+            result = result._replace(entry=with_fields(result.entry, **facts))
         return result

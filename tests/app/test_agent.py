@@ -91,12 +91,44 @@ def test_workers_that_cannot_be_replaced_for_a_while_come_back(place: Place, mon
 
     async def run() -> None:
         async with place.agent() as agent:
+            await agent.workers.start()
             with monkeypatch.context() as short:
                 short.setattr(asyncio, "create_subprocess_exec", no_process)
                 os.kill(agent.workers.pids[0], signal.SIGKILL)
                 while not agent.workers.stopped:
                     await asyncio.sleep(0.01)
                 with pytest.raises(ContbakError):
+                    await agent.protect(place.source, WHOLE)
+            tally, _ = await agent.protect(place.source, WHOLE)
+            assert (tally.new, tally.failed) == (6, {})
+            assert agent.workers.pids, "they are there once something was read"
+
+    asyncio.run(run())
+
+
+def test_no_worker_is_started_where_nothing_is_to_be_read(place: Place) -> None:
+    place.backup()
+    time.sleep(0.05)  # the files are no longer fresh
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            await agent.protect(place.source, WHOLE)
+            assert not agent.workers.pids
+
+    asyncio.run(run())
+
+
+def test_processes_that_cannot_be_started_at_first_are_started_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_process(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    async def run() -> None:
+        async with place.agent() as agent:
+            with monkeypatch.context() as short:
+                short.setattr(asyncio, "create_subprocess_exec", no_process)
+                with pytest.raises(ContbakError, match="could not be started"):
                     await agent.protect(place.source, WHOLE)
             tally, _ = await agent.protect(place.source, WHOLE)
             assert (tally.new, tally.failed) == (6, {})

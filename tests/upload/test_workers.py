@@ -33,7 +33,7 @@ class Backup:
         self.index = set()
         self.packs = []
         self.asked = []
-        self.workers = Workers(Setup(seal, str(self.spool.dir), reader), self.known, self.on_pack)
+        self.workers = Workers(Setup(seal, str(self.spool.dir), reader), self.known, self.on_pack, 1)
 
     async def known(self, ids):
         self.asked += ids
@@ -84,7 +84,8 @@ def content(done, chunks):
 
 def run(backup, count, go):
     async def whole():
-        await backup.workers.start(count)
+        backup.workers._count = count
+        await backup.workers.start()
         try:
             return await go()
         finally:
