@@ -16,18 +16,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Generator
-from typing import NamedTuple
 
 from contbak.capture.attributes import fingerprint, stat_entry, with_fields
-from contbak.capture.databases import LOGS, database_beside, databases_among, is_left_out, is_side
+from contbak.capture.databases import LOGS, database_beside
 from contbak.capture.findings import LOST, TOUCHED, Counts, Found, How, Read, Trouble
 from contbak.capture.identity import Identities, Key
 from contbak.capture.links import Links
-from contbak.capture.listing import MARKERS, listed, marker_in, opened
-from contbak.capture.proof import PACKED_FILE, Proof, unpack
+from contbak.capture.listing import MARKERS, marker_in
+from contbak.capture.proof import Proof, unpack
 from contbak.capture.proofs import Proofs, checked
+from contbak.capture.sieve import Sieve, Sifted, reason_of
 from contbak.capture.sqlite import use_mark
 from contbak.core.entry import DIRECTORY, Entry
 from contbak.core.errors import FormatError, SourceError, Vanished
@@ -36,24 +35,8 @@ from contbak.core.names import TOP_DIR
 
 TOP_KEY: Key = (TOP_DIR, b"")
 _REMEMBERED = 10_000
-_HELD = 4_096
-"""Names of one directory whose stat is held until their turn comes; others are asked for it again."""
 _REPLACED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _PLAIN, _BESIDE = How(), How(beside=True)
-
-
-class _Sifted(NamedTuple):
-    """What must be looked at of a directory: names, stat (None: ask again), and what is known of them, packed.
-
-    troubles   what could not be looked at
-    missing    what is known of names that are not there
-    databases  the names beside which something lies
-    """
-
-    differing: list[tuple[bytes, os.stat_result | None, bytes]]
-    troubles: list[Trouble]
-    missing: dict[bytes, bytes]
-    databases: frozenset[bytes]
 
 
 class Scan:
@@ -67,6 +50,7 @@ class Scan:
         self._top = top
         self._proofs = proofs
         self._excludes = left_out
+        self._sieve = Sieve(top, proofs, left_out)
         self._device, self._inode = self._top_now()
         self._identities = Identities(top, self._device, proofs)
         self._ways: dict[bytes, tuple[bytes, bytes | None]] = {}
@@ -132,7 +116,7 @@ class Scan:
         try:
             st = os.lstat(self._top)
         except OSError as error:
-            raise Vanished(self._top, _reason(error)) from None
+            raise Vanished(self._top, reason_of(error)) from None
         if not stat.S_ISDIR(st.st_mode):
             raise Vanished(self._top, "it is not a directory any more")
         return st.st_dev, st.st_ino
@@ -146,7 +130,7 @@ class Scan:
         try:
             there = set(os.listdir(self._top))
         except OSError as error:
-            raise Vanished(self._top, _reason(error)) from None
+            raise Vanished(self._top, reason_of(error)) from None
         if known and not known & there:
             raise Vanished(self._top, "nothing of what was in it is there; is it mounted?")
 
@@ -221,7 +205,7 @@ class Scan:
             yield from self._compare(key, path, st, marker, how)
 
     def _compare(self, key: Key, path: bytes, st: os.stat_result | None, marker: bytes | None, how: How) -> Found:
-        if st is None or self._left_out(path, st, marker) or self._is_left_beside(key, path, st):
+        if st is None or self._left_out(path, st, marker) or self._sieve.is_left_beside(key, path, st):
             self._gone(key)
             return
         self.counts.seen += 1
@@ -318,63 +302,19 @@ class Scan:
         while stack:
             path, dir_id = stack.pop()
             try:
-                sifted = self._sift(path, dir_id)
+                sifted = self._sieve.sift(path, dir_id)
             except OSError as error:
                 if error.errno in _REPLACED:  # deleted just now, which is an event of its own
                     self._still_there()
                 else:
-                    yield Trouble(path, _reason(error))
+                    yield Trouble(path, reason_of(error))
                 continue
             yield from self._follow_up(path, dir_id, sifted, stack)
 
-    def _sift(self, path: bytes, dir_id: bytes) -> _Sifted:
-        """Compares the names of one directory with what is known.  Raises OSError if it cannot be listed.
-
-        This is what the time of a scan goes into.  Nothing of the source is open when it returns: a commit, which may
-        take long, can come before the next name's turn.
-        """
-        absolute = self._absolute(path)
-        descriptor = opened(absolute)
-        try:
-            return self._compare_each(path, dir_id, listed(absolute, descriptor))
-        finally:
-            os.close(descriptor)
-
-    def _compare_each(self, path: bytes, dir_id: bytes, named: list[tuple[bytes, os.DirEntry[str]]]) -> _Sifted:
-        prefix = path + b"/" if path else b""
-        known = self._proofs.packed(dir_id)
-        databases = databases_among([name for name, _ in named])
-        sifted = _Sifted([], [], known, databases)
-        left_out = self._excludes.excluded if self._excludes.reach(path) else None
-        pack, take, unchanged = PACKED_FILE.pack, known.pop, 0
-        for name, entry in named:
-            try:
-                if left_out is not None and left_out(prefix + name, entry.is_dir(follow_symlinks=False)):
-                    continue
-                st = entry.stat(follow_symlinks=False)
-                mode, inode, _, links, uid, gid, size, _, _, _ = st
-                now = pack(mode, uid, gid, size, st.st_mtime_ns, st.st_ctime_ns, inode, links, st.st_rdev)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                take(name, None)
-                sifted.troubles.append(Trouble(prefix + name, _reason(error)))
-                continue
-            except struct.error:
-                now = b"?"  # neither known nor unknown: `_leaf` will see
-            if databases and self._is_left_beside((dir_id, name), prefix + name, st):
-                continue
-            old = take(name, b"")
-            if now == old and name not in databases:
-                unchanged += 1
-            else:
-                sifted.differing.append((name, st if len(sifted.differing) < _HELD else None, old))
-        self.counts.seen += unchanged
-        self.counts.unchanged += unchanged
-        return sifted
-
-    def _follow_up(self, path: bytes, dir_id: bytes, sifted: _Sifted, stack: list[Key]) -> Found:
+    def _follow_up(self, path: bytes, dir_id: bytes, sifted: Sifted, stack: list[Key]) -> Found:
         """Looks at what differs; what must be entered is put on the stack."""
+        self.counts.seen += sifted.unchanged
+        self.counts.unchanged += sifted.unchanged
         prefix = path + b"/" if path else b""
         yield from sifted.troubles
         for name, held, packed in sifted.differing:
@@ -404,7 +344,7 @@ class Scan:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            trouble = Trouble(path, _reason(error))
+            trouble = Trouble(path, reason_of(error))
             yield trouble
             return trouble
 
@@ -414,14 +354,5 @@ class Scan:
             return True
         return self._excludes.excluded(path, stat.S_ISDIR(st.st_mode))
 
-    def _is_left_beside(self, key: Key, path: bytes, st: os.stat_result) -> bool:
-        if not is_side(key[1]) or not stat.S_ISREG(st.st_mode):
-            return False
-        return is_left_out(self._absolute(path), self._proofs.find(key[0], database_beside(key[1])))
-
     def _absolute(self, path: bytes) -> bytes:
         return os.path.join(self._top, path) if path else self._top
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

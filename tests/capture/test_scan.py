@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contbak.capture import scan as scans
+from contbak.capture import sieve as sieves
 from contbak.capture.attributes import fingerprint
 from contbak.capture.findings import LOST, TOUCHED, Read
 from contbak.capture.proof import Proof
@@ -338,7 +338,7 @@ def test_an_unreadable_directory_is_no_deletion(
     fill(place, "a/x", "a/in/y", "b/z")
     keeper.full()
     kept = dict(keeper.entries)
-    real = scans.listed
+    real = sieves.listed
     bad = os.fsencode(place / "a")
 
     def listed(path: bytes, descriptor: int) -> Any:
@@ -348,7 +348,7 @@ def test_an_unreadable_directory_is_no_deletion(
 
     fill(place, "b/new")
     with monkeypatch.context() as patch:
-        patch.setattr(scans, "listed", listed)
+        patch.setattr(sieves, "listed", listed)
         keeper.full()
     assert [(t.path, t.reason) for t in keeper.troubles] == [(b"a", os.strerror(error).lower())]
     assert keeper.reads == [b"b/new"] and kept.keys() < keeper.entries.keys()
@@ -375,7 +375,7 @@ def test_an_unreadable_name_is_no_deletion(keeper: Keeper, place: Path, monkeypa
 
 def test_names_that_vanish_while_they_are_listed(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(place, "a/x", "b/y", "c")
-    real = scans.listed
+    real = sieves.listed
 
     def listed(path: bytes, descriptor: int) -> Any:
         found = real(path, descriptor)
@@ -387,7 +387,7 @@ def test_names_that_vanish_while_they_are_listed(keeper: Keeper, place: Path, mo
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(scans, "listed", listed)
+        patch.setattr(sieves, "listed", listed)
         keeper.full()
     assert keeper.troubles == []
     keeper.full()
@@ -395,7 +395,7 @@ def test_names_that_vanish_while_they_are_listed(keeper: Keeper, place: Path, mo
 
 
 def test_more_differs_in_a_directory_than_is_held(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scans, "_HELD", 3)
+    monkeypatch.setattr(sieves, "_HELD", 3)
     fill(place, *(f"d/{number}" for number in range(10)), "d/in/x", "d/out/y")
     os.symlink("0", place / "d/link")
     keeper.full(commit_every=2)
@@ -415,7 +415,7 @@ def test_more_differs_in_a_directory_than_is_held(keeper: Keeper, place: Path, m
 
 def test_times_that_no_64_bits_hold(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(place, "a", "b")
-    listed = scans.listed
+    listed = sieves.listed
 
     def far(entry: os.DirEntry[str], follow_symlinks: bool) -> os.stat_result:
         found = entry.stat(follow_symlinks=follow_symlinks)
@@ -428,7 +428,7 @@ def test_times_that_no_64_bits_hold(keeper: Keeper, place: Path, monkeypatch: py
             for name, entry in listed(path, descriptor)
         ]
 
-    monkeypatch.setattr(scans, "listed", entries)
+    monkeypatch.setattr(sieves, "listed", entries)
     keeper.full()
     real = os.lstat(place / "a")
     fields = list(real), real.__reduce__()[1][1] | {"st_mtime_ns": 1 << 70, "st_ctime_ns": 1 << 70}
@@ -495,7 +495,7 @@ class Device(NamedTuple):
         return os.stat_result(fields, st.__reduce__()[1][1])
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
-        lstat, listed = os.lstat, scans.listed
+        lstat, listed = os.lstat, sieves.listed
 
         def stat(path: bytes, entry: os.DirEntry[str], follow_symlinks: bool) -> os.stat_result:
             return self.seen(path, entry.stat(follow_symlinks=follow_symlinks))
@@ -507,7 +507,7 @@ class Device(NamedTuple):
             ]
 
         patch.setattr(os, "lstat", lambda path: self.seen(path, lstat(path)))
-        patch.setattr(scans, "listed", entries)
+        patch.setattr(sieves, "listed", entries)
 
 
 def test_what_is_mounted_is_not_entered(keeper: Keeper, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
