@@ -28,6 +28,7 @@ from relay.body import BUFFER_LEN, Body, Buffers, too_large
 from relay.door import Door
 from relay.intake import Intake
 from relay.problem import Problem, malformed
+from relay.sending import TAKEN_S, Sealed, wanted
 from relay.service import Service
 from relay.session import Who
 
@@ -202,8 +203,41 @@ class Web:
 
     async def _pack(self, request: web.Request) -> web.StreamResponse:
         who, root = self._who(request), _root(request)
-        path = await self._for(who, self._quick, lambda vault: vault.pack_path(root))
-        return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: _BYTES})
+        file = await self._for(who, self._quick, lambda vault: Sealed(vault.pack_path(root)))
+        try:
+            return await self._sent(request, file, f'"{root.hex()}"')
+        finally:
+            file.close()
+
+    async def _sent(self, request: web.Request, file: Sealed, etag: str) -> web.StreamResponse:
+        """Sends the file, or the range of it that is asked for; who does not take it is cut off."""
+        asked = request.headers.get(hdrs.RANGE)
+        headers = {hdrs.CONTENT_TYPE: _BYTES, hdrs.ACCEPT_RANGES: "bytes", hdrs.ETAG: etag}
+        if asked is None or request.headers.get(hdrs.IF_RANGE, etag) != etag:
+            status, start, end = 200, 0, file.size
+        else:
+            try:
+                status, (start, end) = 206, wanted(asked, file.size)
+            except ValueError:
+                answer = _refusal(Problem(416, "range", f"the pack has {file.size} bytes"))
+                answer.headers[hdrs.CONTENT_RANGE] = f"bytes */{file.size}"
+                return answer
+            headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{end - 1}/{file.size}"
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = end - start
+        await response.prepare(request)
+        if request.method == hdrs.METH_HEAD:
+            return response
+        try:
+            async for part in file.parts(start, end, self._quick):
+                async with asyncio.timeout(TAKEN_S):
+                    await response.write(part)
+            await response.write_eof()
+        except (TimeoutError, ContbakError) as error:  # the head is out: all that can be said is that it ends here
+            _log.warning("a pack was not sent to its end: %s", str(error) or "it was not taken")
+            if request.transport is not None:
+                request.transport.abort()
+        return response
 
     # -- all of them
 
@@ -291,14 +325,15 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         answer = Problem(500, "internal", "the relay failed; its log says why")
-    response = web.Response(
-        status=answer.status,
-        body=json.dumps(answer.members()).encode(),
-        content_type="application/problem+json",
-    )
+    response = _refusal(answer)
     if not request.content.at_eof():  # what is left of the body is not worth reading
         response.force_close()
     return response
+
+
+def _refusal(answer: Problem) -> web.Response:
+    body = json.dumps(answer.members()).encode()
+    return web.Response(status=answer.status, body=body, content_type="application/problem+json")
 
 
 async def _body(request: web.Request, limit: int) -> bytes:

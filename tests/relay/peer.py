@@ -140,7 +140,7 @@ class Peer:
             headers["Authorization"] = "Bearer " + (token or self.token).hex()
         async with self.http.request(method, self.base + path, data=body or None, headers=headers) as answer:
             raw = await answer.read()
-            if answer.status >= 400 and answer.status != 416:
+            if answer.status >= 400:
                 assert answer.content_type == "application/problem+json", raw
                 raw = json.loads(raw)
                 assert raw["status"] == answer.status and raw["title"] and raw["detail"]
