@@ -296,7 +296,7 @@ class Uplink:
         if isinstance(request, PlanRequest):
             answer = await self._request("PUT", f"{path}/plan", plan.raw)
         elif isinstance(request, WholeRequest):
-            answer = await self._request("PUT", path, WholePack(self._spool, plan))
+            return await self._carry_whole(path, plan)
         elif isinstance(request, SegmentsRequest):
             body = Segments(self._spool, plan, request.first, request.count)
             answer = await self._request("PUT", f"{path}/segments/{request.first}", body)
@@ -307,6 +307,17 @@ class Uplink:
         if isinstance(request, PlanRequest):
             return understood(lambda: codec.decode(answer, PlanState, "the relay's answer to a plan"))
         return Accepted()
+
+    async def _carry_whole(self, path: str, plan: Plan) -> Answer:
+        try:
+            answer = await self._request("PUT", path, WholePack(self._spool, plan))
+        except NotFound:  # a pack leaves the spool when the relay has sealed it, and may have been offered since
+            answer = await self._request("PUT", f"{path}/plan", plan.raw)
+            if isinstance(answer, bytes):
+                raw = answer
+                if not understood(lambda: codec.decode(raw, PlanState, "the relay's answer to a plan")).sealed:
+                    raise
+        return refusal_of(answer) if isinstance(answer, Problem) else Accepted()
 
     async def _carry_commit(self, request: CommitRequest) -> Answer:
         if self._commit is None or self._commit[0].id != request.id:

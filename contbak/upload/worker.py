@@ -66,8 +66,6 @@ class Worker:
         """Lots that wait for their packs to be finished."""
         self._file: File | None = None
         self._large: File | None = None
-        self._close: Close | None = None
-        """An order to close that came while a large file was read."""
         self._ended = False
 
     def run(self) -> None:
@@ -193,7 +191,8 @@ class Worker:
             self._give_back(back)
 
     def _give_back(self, back: deque[Order]) -> None:
-        self._close = next((order for order in reversed(back) if isinstance(order, Close)), self._close)
+        """Lots go to other workers; an order to close has its turn after the file, which is not cut in two for it."""
+        self._orders.extend(order for order in back if isinstance(order, Close))
         self._pipe.say(orders.Returned(tuple(order.number for order in back if isinstance(order, Job))))
         self._pipe.flush()
 
@@ -204,9 +203,6 @@ class Worker:
         self._hear()
         self._ask()
         self._hear()
-        if self._close is not None:
-            close, self._close = self._close, None
-            self._close_packs(close)
 
     def _ask(self) -> None:
         """Claims the pieces at hand.  No claim may be out."""

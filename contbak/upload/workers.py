@@ -139,13 +139,13 @@ class Workers:
             wanted = [task for task in wanted if not task.future.done()]
             if not wanted:
                 return
-            if self._jobs.queue or not self._hands or any(hand.large for hand in self._hands.values()):
+            if self._jobs.queue or not self._hands:
                 await self._jobs.change()
             else:
-                await self.close_packs()
+                await self._close_packs()
 
-    async def close_packs(self) -> None:
-        """Closes the open packs, so that what has been read is Done, without waiting for a large file being read."""
+    async def _close_packs(self) -> None:
+        """Closes the open packs, once what is being read has been read, so that all of it is Done."""
         waits = [hand.close_packs() for hand in self._hands.values()]
         if waits:
             await asyncio.wait(waits)

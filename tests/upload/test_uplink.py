@@ -198,6 +198,31 @@ def test_damage_in_the_spool_is_found_before_it_leaves(socket_relay, agent):
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_pack_that_left_the_spool_is_there_if_the_relay_says_so(socket_relay, agent, sealed):
+    """It may be offered once more between the relay's word that it is sealed and its removal."""
+
+    async def go():
+        before = await joined(agent, socket_relay)
+        packed = agent.data(count=2)
+        if sealed:
+            before.offer(packed.root)
+            await before.sealed(packed.root)
+        await before.close()
+        uplink = agent.uplink(before._line.address)
+        uplink.offer(packed.root)
+        agent.spool.remove(packed.root)
+        await uplink.start()
+        if sealed:
+            await uplink.sealed(packed.root)
+        else:
+            with pytest.raises(RejectedByPeer):
+                await uplink.sealed(packed.root)
+        await uplink.close()
+
+    asyncio.run(go())
+
+
 def test_a_pack_of_another_writer_is_rejected(socket_relay, agent):
     async def go():
         uplink = await joined(agent, socket_relay)

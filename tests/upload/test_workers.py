@@ -265,37 +265,31 @@ def test_workers_killed_at_random_lose_nothing(tmp_path, seed):
 def test_a_large_file_does_not_hold_up_the_small_ones(tmp_path, seed):
     chance = random.Random(seed)
     path = tmp_path / "large"
-    path.write_bytes(chance.randbytes(30_000_000))
+    path.write_bytes(chance.randbytes(60_000_000))
     small = write(tmp_path / "s", {f"{n}": chance.randbytes(2000) for n in range(100)})
     backup = Backup(tmp_path)
 
     async def go():
         large = await backup.submit(path)
-        futures = [await backup.submit(each) for each in small]
-        while not all(future.done() for future in futures):
-            await backup.workers.close_packs()
+        for each in small:
+            await backup.submit(each)
         await backup.workers.flush()
         assert isinstance(large.result()[0], Done)
 
     run(backup, 2, go)
+    ids = {OWNER.writer.data_id(each.read_bytes()) for each in small}
+    places = [at for at, id in enumerate(backup.asked) if id in ids]
+    assert len(places) == 100 and places[-1] < len(backup.asked) - 1, "the last one asked for is the large one's"
 
 
-def test_packs_close_while_a_large_file_is_read(tmp_path, seed):
+def test_a_flush_does_not_cut_the_pack_of_a_file_that_is_being_read(tmp_path, seed):
     chance = random.Random(seed)
     path = tmp_path / "large"
-    path.write_bytes(chance.randbytes(40_000_000))
+    path.write_bytes(chance.randbytes(20_000_000))
     backup = Backup(tmp_path)
-
-    async def go():
-        future = await backup.submit(path)
-        while len(backup.asked) < 20:
-            await asyncio.sleep(0.001)
-        await backup.workers.close_packs()
-        early = len(backup.packs)
-        await backup.workers.flush()
-        assert early and content(future.result()[0], backup.chunks()) == path.read_bytes()
-
-    run(backup, 1, go)
+    (done,) = run(backup, 1, lambda: backup.read([path]))
+    assert content(done, backup.chunks()) == path.read_bytes()
+    assert [packed.file_len > 20_000_000 for packed in backup.packs if not packed.metadata] == [True]
 
 
 def test_a_full_spool_is_the_files_failure_and_passes(tmp_path, seed):
