@@ -4,7 +4,7 @@ Rules: what is returned has been recomputed against its id.  A copy that is dama
 the next one; only when all copies fail is the chunk lost (FormatError or NotFound, naming it).  `Unreachable` is
 never taken for a loss: it ends the call.
 
-Memory: the cache of frames, and one window of frames (8 MB, or one frame) that is read ahead.
+Memory: the cache of frames, and two windows of frames (one that is used, one that is read ahead).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contbak.recall.frames import CACHE, FrameKey, Frames, Opened, joined, key_o
 from contbak.recall.place import Source
 
 WINDOW = 8 << 20
-"""Bytes of frames that are read ahead."""
+"""Bytes of frames that are read ahead, where nothing else is said."""
 BATCH = 512
 """Ids located with one request."""
 
@@ -48,12 +48,19 @@ class _Window(NamedTuple):
 
 
 class Chunks:
-    """The chunks of one vault at one place.  May be used from several threads."""
+    """The chunks of one vault at one place.  May be used from several threads.
 
-    def __init__(self, place: Source, opener: Opener, cache: int = CACHE, threads: int = 4) -> None:
+    cache    bytes of opened frames that are kept
+    window   bytes of frames, as they lie in packs, that are read ahead
+    """
+
+    def __init__(
+        self, place: Source, opener: Opener, cache: int = CACHE, threads: int = 4, window: int | None = None
+    ) -> None:
         self.place = place
         self.opener = opener
         self._frames = Frames(place, opener, cache)
+        self._ahead = WINDOW if window is None else window
         self._pool = ThreadPoolExecutor(threads, "chunks")
 
     @property
@@ -116,12 +123,12 @@ class Chunks:
                 yield self._piece(id_, now)
 
     def _windows(self, ids: Iterable[bytes]) -> Iterator[_Window]:
-        """`ids` located and cut so that the first copies' frames of a window are WINDOW bytes or one frame."""
+        """`ids` located and cut so that the first copies' frames of a window are `window` bytes or one frame."""
         stream = iter(ids)
         while batch := list(islice(stream, BATCH)):
             asked = [id_ for id_ in dict.fromkeys(batch) if self._frames.cached(id_) is None]
             spots = dict(zip(asked, self.place.locate(asked), strict=True)) if asked else {}
-            for part in _cut(batch, spots):
+            for part in _cut(batch, spots, self._ahead):
                 yield self._start(part, spots)
 
     def _start(self, ids: Sequence[bytes], spots: dict[bytes, tuple[Spot, ...]]) -> _Window:
@@ -169,14 +176,14 @@ class Chunks:
         raise kind(f"chunk {id_.hex()} is lost: {reason}")
 
 
-def _cut(batch: Sequence[bytes], spots: dict[bytes, tuple[Spot, ...]]) -> Iterator[Sequence[bytes]]:
+def _cut(batch: Sequence[bytes], spots: dict[bytes, tuple[Spot, ...]], room: int) -> Iterator[Sequence[bytes]]:
     start = size = 0
     keys: set[FrameKey] = set()
     for number, id_ in enumerate(batch):
         places = spots.get(id_)
         if not places or key_of(places[0]) in keys:
             continue
-        if size and size + places[0].length > WINDOW:
+        if size and size + places[0].length > room:
             yield batch[start:number]
             start, size = number, 0
             keys.clear()

@@ -21,14 +21,17 @@ from contbak.recall.team import Parent, Team, possible
 from contbak.recall.writer import NotWritten, Outcome, TreeWriter
 
 WINDOW_FILES = 4096
-WINDOW_BYTES = 64 << 20
+WINDOW_BYTES = 256 << 20
 """Files that are put in order together: at most so many, or of so many bytes."""
 SHARE_FILES = 512
 SHARE_BYTES = 4 << 20
 """A share of them."""
 TEAM_MAX = 6
-CHILD_CACHE = 16 << 20
-"""Bytes of opened frames that a child keeps."""
+CHILD_CACHE = 8 << 20
+"""Bytes of opened frames that a child keeps..."""
+CHILD_WINDOW = 2 << 20
+"""...and bytes of frames that it reads ahead: what one of them waits for, the others use."""
+CHILD_THREADS = 2
 LINKS_KEPT = 200_000
 """Hard-link groups whose first name is remembered."""
 LATER_MAX = 10_000
@@ -158,7 +161,7 @@ class Files:
     def _work(self, parent: Parent) -> Callable[[Share], Account]:
         """What a child does with a share."""
         source = Lent(self._chunks.place.reader(), parent.locate)
-        chunks = Chunks(source, self._chunks.opener, CHILD_CACHE)
+        chunks = Chunks(source, self._chunks.opener, CHILD_CACHE, CHILD_THREADS, CHILD_WINDOW)
         return Filer(chunks, self._writer.target, self._writer.overwrite).do
 
 

@@ -24,7 +24,7 @@ CACHE = 64 << 20
 """Bytes of opened frames that are kept."""
 JOIN_GAP = 64 << 10
 """Two frames of a pack that lie no further apart are read at once..."""
-JOIN_MAX = 4 << 20
+JOIN_MAX = 2 << 20
 """...with at most so many bytes, unless one frame alone is larger."""
 
 FrameKey: TypeAlias = tuple[bytes, int]

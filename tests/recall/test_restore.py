@@ -381,3 +381,28 @@ def test_memory_does_not_grow_with_the_file(tmp_path, seed, monkeypatch):
             tracemalloc.stop()
     assert peak < 20 << 20
     assert same_tree(home, tmp_path / "out") == []
+
+
+def test_no_more_is_read_ahead_than_the_window(tmp_path, seed, monkeypatch):
+    """What a child reads at once is its own window, however large the windows of others are."""
+    maker = VaultMaker(tmp_path / "store", seed, chunk=1 << 16)
+    home = tmp_path / "home"
+    fill(home, {"big": 4 << 20}, random.Random(seed))
+    maker.device().commit("home", home)
+    path = max(data_packs(maker), key=lambda path: path.stat().st_size)
+    longest = max(row.length for row in frames_of(path))
+    with opened(maker) as vault:
+        real, lengths = vault.place.read, []
+
+        def read(pack, offset, length):
+            lengths.append(length)
+            return real(pack, offset, length)
+
+        monkeypatch.setattr(vault.place, "read", read)
+        ids = [id_ for pack_path in data_packs(maker) for row in frames_of(pack_path) for id_ in row.ids]
+        for window in (1, None):
+            chunks = chunks_module.Chunks(vault.place, vault.chunks.opener, 1, 4, window)
+            next(chunks.fetch(ids))
+            chunks._pool.shutdown()  # what waits is read, too
+            assert (sum(length >= longest for length in lengths) <= 2) == (window == 1)
+            lengths.clear()
