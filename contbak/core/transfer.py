@@ -37,7 +37,7 @@ from contbak.core.moves import COMMIT_MOVES, PACK_MOVES, Act, CommitState, PackS
 from contbak.core.names import ChunkId, CommitId, PackId
 from contbak.core.pack import Plan
 
-WINDOW_MAX = 16
+WINDOW_MAX = 8
 """Requests under way at the same time, at most."""
 PATIENCE_S = 300.0
 """Seconds after which a request without an answer counts as lost.  Shells give up long before and say `failed`."""
@@ -160,7 +160,7 @@ class Sender:
 
     Shell: carry what `to_send` gives, in any order and in parallel; say `receive` or `failed` once for each, then look
     at `events` and `to_send` again.  `parallel`: requests under way at first; their number halves with each failure
-    and grows by one with each answer, 1 to 16.  `whole_max`: packs of at most so many bytes go in one request.
+    and grows by one with each answer, 1 to 8.  `whole_max`: packs of at most so many bytes go in one request.
     """
 
     def __init__(self, parallel: int = 4, patience_s: float = PATIENCE_S, whole_max: int = 0) -> None:

@@ -276,7 +276,7 @@ def test_interrupted_is_130_and_goes_on(tmp_path, seed):
     world, source = World(tmp_path), tmp_path / "source"
     source.mkdir()
     with open(source / "large", "wb") as file:
-        for _ in range(100):
+        for _ in range(400):  # seconds of work, and half of one has gone by when the first line comes
             file.write(os.urandom(1 << 20))
     world.init()
     world.run("add", str(source))
